@@ -1,0 +1,32 @@
+# The TensorFlow that backend/find_tensorflow.py finds, as the target TensorFlow::framework.
+execute_process(
+  COMMAND "${Python_EXECUTABLE}" "${CMAKE_CURRENT_SOURCE_DIR}/backend/find_tensorflow.py"
+  OUTPUT_VARIABLE stopgrad_tensorflow ERROR_VARIABLE stopgrad_error RESULT_VARIABLE stopgrad_failed)
+if(stopgrad_failed)
+  message(FATAL_ERROR "${stopgrad_error}")
+endif()
+
+foreach(key distribution version include_dir cxx_standard framework_library)
+  string(JSON stopgrad_${key} GET "${stopgrad_tensorflow}" ${key})
+endforeach()
+set(TensorFlow_VERSION "${stopgrad_version}")
+set(TensorFlow_DISTRIBUTION "${stopgrad_distribution}")
+
+add_library(TensorFlow::framework SHARED IMPORTED)
+set_target_properties(TensorFlow::framework PROPERTIES
+  IMPORTED_LOCATION "${stopgrad_framework_library}"
+  # TensorFlow has loaded it before it loads the ops, from wherever it is installed by then.
+  IMPORTED_NO_SONAME OFF)
+target_include_directories(TensorFlow::framework SYSTEM INTERFACE "${stopgrad_include_dir}")
+string(JSON stopgrad_flag_count LENGTH "${stopgrad_tensorflow}" compile_flags)
+if(stopgrad_flag_count GREATER 0)
+  math(EXPR stopgrad_last "${stopgrad_flag_count} - 1")
+  foreach(i RANGE ${stopgrad_last})
+    string(JSON stopgrad_flag GET "${stopgrad_tensorflow}" compile_flags ${i})
+    target_compile_options(TensorFlow::framework INTERFACE "${stopgrad_flag}")
+  endforeach()
+endif()
+target_compile_features(TensorFlow::framework INTERFACE cxx_std_${stopgrad_cxx_standard})
+# Logging in Eigen and protobuf headers is written for builds with NDEBUG; TensorFlow is one.
+target_compile_definitions(TensorFlow::framework INTERFACE NDEBUG)
+message(STATUS "TensorFlow: ${TensorFlow_DISTRIBUTION} ${TensorFlow_VERSION}")

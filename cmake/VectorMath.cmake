@@ -1,0 +1,45 @@
+# Compiles one source for several instruction sets, and finds out whether the C library has vector
+# forms of exp, tanh and erfc.
+include(CheckCXXSourceCompiles)
+
+set(CMAKE_REQUIRED_LIBRARIES mvec m)
+check_cxx_source_compiles("
+  #include <cmath>
+  extern \"C\" __attribute__((simd(\"notinbranch\"))) float erfcf(float) noexcept;
+  extern \"C\" void _ZGVbN4v_erfcf();
+  int main(int argc, char**) {
+    auto* volatile vector_form = &_ZGVbN4v_erfcf;
+    return erfcf(argc) > 2 && vector_form;
+  }" STOPGRAD_HAVE_LIBMVEC)
+unset(CMAKE_REQUIRED_LIBRARIES)
+
+# stopgrad_add_vector_loops(<target> <source>) adds one object a target instruction set, the name
+# of the set in STOPGRAD_TARGET.
+function(stopgrad_add_vector_loops target source)
+  set(targets baseline)
+  set(flags_baseline "")
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+    list(APPEND targets avx2 avx512)
+    set(flags_avx2 -mavx2 -mfma -mbmi2)
+    set(flags_avx512 ${flags_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl
+      -mprefer-vector-width=512)
+    target_compile_definitions(${target} PRIVATE STOPGRAD_X86_TARGETS)
+  endif()
+  foreach(name IN LISTS targets)
+    set(object ${target}_${name})
+    add_library(${object} OBJECT ${source})
+    target_include_directories(${object} PRIVATE csrc)
+    target_compile_definitions(${object} PRIVATE STOPGRAD_TARGET=${name})
+    # Without errno and floating-point traps, of which nobody asks, comparisons and elementary
+    # functions can be vector code; results are the same.
+    target_compile_options(${object} PRIVATE
+      -O3 -fno-math-errno -fno-trapping-math ${flags_${name}})
+    if(STOPGRAD_HAVE_LIBMVEC)
+      target_compile_definitions(${object} PRIVATE STOPGRAD_HAVE_LIBMVEC)
+    endif()
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
+  endforeach()
+  if(STOPGRAD_HAVE_LIBMVEC)
+    target_link_libraries(${target} PRIVATE mvec m)
+  endif()
+endfunction()

@@ -1,0 +1,160 @@
+// The loops of elementwise.h, written once and compiled once for each instruction set. The compiler
+// vectorizes them; STOPGRAD_TARGET names the definition that this compilation gives.
+#include <type_traits>
+#include <utility>
+
+#include "core/dtype.h"
+#include "cpu/activation_functions.h"
+#include "cpu/elementwise.h"
+
+namespace stopgrad::cpu {
+
+namespace {
+
+// Between storage and accumulator: 16-bit types convert, all others are the same type.
+template <typename T>
+T Load(const T& value) {
+  return value;
+}
+inline float Load(const Half& value) { return ToFloat(value); }
+inline float Load(const BFloat16& value) { return ToFloat(value); }
+
+template <typename T>
+void Store(const T& value, T* result) {
+  *result = value;
+}
+inline void Store(float value, Half* result) { FromFloat(value, result); }
+inline void Store(float value, BFloat16* result) { FromFloat(value, result); }
+
+template <typename Traits, Activation activation, bool has_bias, bool has_z>
+void EpilogueRows(const typename Traits::Accumulator* accumulator,
+                  const typename Traits::Storage* bias, typename Traits::Storage* z,
+                  typename Traits::Storage* y, int64_t rows, int64_t cols, int64_t row_stride) {
+  using Accumulator = typename Traits::Accumulator;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = i * row_stride;
+    // Every element is read before it is written, also where y is the accumulator's memory.
+#pragma GCC ivdep
+    for (int64_t j = 0; j < cols; ++j) {
+      Accumulator value = accumulator[row + j];
+      if constexpr (has_bias) value += Load(bias[j]);
+      if constexpr (has_z) Store(value, &z[row + j]);
+      Store(ActivationFunction<activation>::Value(value), &y[row + j]);
+    }
+  }
+}
+
+template <typename Traits, Activation activation>
+void Epilogue(const void* accumulator, const void* bias, void* z, void* y, int64_t rows,
+              int64_t cols, int64_t row_stride) {
+  using Storage = typename Traits::Storage;
+  const auto run = [&](auto has_bias, auto has_z) {
+    EpilogueRows<Traits, activation, has_bias, has_z>(
+        static_cast<const typename Traits::Accumulator*>(accumulator),
+        static_cast<const Storage*>(bias), static_cast<Storage*>(z), static_cast<Storage*>(y), rows,
+        cols, row_stride);
+  };
+  if (bias != nullptr) {
+    z != nullptr ? run(std::true_type(), std::true_type())
+                 : run(std::true_type(), std::false_type());
+  } else {
+    z != nullptr ? run(std::false_type(), std::true_type())
+                 : run(std::false_type(), std::false_type());
+  }
+}
+
+template <typename Traits, Activation activation, bool has_dz, bool has_sums>
+void ActivationGradientRows(const typename Traits::Storage* dy,
+                            const typename Traits::Storage* saved, typename Traits::Storage* dz,
+                            typename Traits::Accumulator* sums, int64_t rows, int64_t cols,
+                            int64_t row_stride) {
+  using Accumulator = typename Traits::Accumulator;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = i * row_stride;
+#pragma GCC ivdep
+    for (int64_t j = 0; j < cols; ++j) {
+      Accumulator value = Load(dy[row + j]);
+      if constexpr (activation != Activation::kLinear) {
+        value *= ActivationFunction<activation>::Derivative(Load(saved[row + j]));
+      }
+      if constexpr (has_dz) Store(value, &dz[row + j]);
+      if constexpr (has_sums) sums[j] += value;
+    }
+  }
+}
+
+template <typename Traits, Activation activation>
+void ActivationGradient(const void* dy, const void* saved, void* dz, void* sums, int64_t rows,
+                        int64_t cols, int64_t row_stride) {
+  using Storage = typename Traits::Storage;
+  const auto run = [&](auto has_dz, auto has_sums) {
+    ActivationGradientRows<Traits, activation, has_dz, has_sums>(
+        static_cast<const Storage*>(dy), static_cast<const Storage*>(saved),
+        static_cast<Storage*>(dz), static_cast<typename Traits::Accumulator*>(sums), rows, cols,
+        row_stride);
+  };
+  if (dz != nullptr) {
+    sums != nullptr ? run(std::true_type(), std::true_type())
+                    : run(std::true_type(), std::false_type());
+  } else if (sums != nullptr) {
+    run(std::false_type(), std::true_type());
+  }
+}
+
+template <typename Traits>
+void Widen(const void* from, float* to, int64_t count) {
+  const auto* source = static_cast<const typename Traits::Storage*>(from);
+  for (int64_t i = 0; i < count; ++i) to[i] = Load(source[i]);
+}
+
+template <typename Traits>
+void AddScaled(const void* b, const void* factor, void* c, int64_t count) {
+  using T = typename Traits::Storage;
+  const T* source = static_cast<const T*>(b);
+  const T scale = *static_cast<const T*>(factor);
+  T* target = static_cast<T*>(c);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) target[i] += scale * source[i];
+}
+
+template <typename Traits, size_t... activations>
+constexpr void FillActivations(int dtype, std::index_sequence<activations...>, ElementwiseLoops* loops) {
+  ((loops->epilogue[dtype][activations] = Epilogue<Traits, static_cast<Activation>(activations)>),
+   ...);
+  ((loops->activation_gradient[dtype][activations] =
+        ActivationGradient<Traits, static_cast<Activation>(activations)>),
+   ...);
+}
+
+constexpr ElementwiseLoops MakeLoops(const char* target) {
+  ElementwiseLoops loops = {};
+  loops.target = target;
+  for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
+    VisitDType(static_cast<DType>(dtype), [&](auto traits) {
+      using Traits = decltype(traits);
+      using Storage = typename Traits::Storage;
+      if constexpr (Traits::kActivations) {
+        FillActivations<Traits>(dtype, std::make_index_sequence<kNumActivations>(), &loops);
+      } else {
+        FillActivations<Traits>(dtype, std::index_sequence<0>(), &loops);  // linear
+      }
+      if constexpr (!std::is_same_v<Storage, typename Traits::Accumulator>) {
+        loops.widen[dtype] = Widen<Traits>;
+      }
+      if constexpr (std::is_integral_v<Storage>) loops.add_scaled[dtype] = AddScaled<Traits>;
+    });
+  }
+  return loops;
+}
+
+#define STOPGRAD_STRING_(text) #text
+#define STOPGRAD_STRING(text) STOPGRAD_STRING_(text)
+
+}  // namespace
+
+// A constant, since code that fills it when the library is loaded would be compiled for this
+// instruction set and run on processors without it.
+extern const ElementwiseLoops STOPGRAD_TARGET;
+constexpr ElementwiseLoops STOPGRAD_TARGET = MakeLoops(STOPGRAD_STRING(STOPGRAD_TARGET));
+
+}  // namespace stopgrad::cpu

@@ -1,0 +1,157 @@
+#include "cpu/fused_matmul.h"
+
+#include <algorithm>
+#include <complex>
+#include <cstring>
+#include <type_traits>
+
+#include "core/stats.h"
+#include "cpu/elementwise.h"
+#include "cpu/gemm.h"
+#include "cpu/parallel.h"
+
+namespace stopgrad::cpu {
+
+Status FusedMatMul(const MatMulProblem& problem, Activation activation,
+                   const ForwardTensors& tensors, Host& host) {
+  const Product product = ForwardProduct(problem);
+  const int64_t flops = product.Flops(IsComplex(problem.dtype));
+  if (flops > 0) CountProduct(Pass::kForward, flops);
+  const Epilogue epilogue{activation, tensors.bias, tensors.z};
+  return Gemm(problem.dtype, product, 1, tensors.a, tensors.b, tensors.y, epilogue, host);
+}
+
+namespace {
+
+// Sums of this many rows are added in the accumulator type, sums of those in double: short chains
+// of roundings, and the same ones whatever the number of threads.
+constexpr int64_t kRowsPerSum = 64;
+constexpr int64_t kRowsPerTask = 16 * kRowsPerSum;
+constexpr int64_t kColsPerTask = 1024;
+
+template <typename Accumulator>
+using WideSum =
+    std::conditional_t<std::is_floating_point_v<Accumulator>, double, std::complex<double>>;
+
+// The one pass over dY. Tasks are blocks of rows and columns; where dBias is needed each leaves its
+// column sums in a row of `partial`, and these are added in order at the end.
+template <typename Traits>
+Status PassOverDy(DType dtype, int64_t rows, int64_t cols, Activation activation, double bias_scale,
+                  const BackwardTensors& tensors, void* dz_data, bool sums_bias, Host& host) {
+  using Storage = typename Traits::Storage;
+  using Accumulator = typename Traits::Accumulator;
+  using Sum = WideSum<Accumulator>;
+  const ActivationGradientLoop loop =
+      GetElementwiseLoops()
+          .activation_gradient[static_cast<int>(dtype)][static_cast<int>(activation)];
+  const int64_t row_blocks = CeilDiv(rows, kRowsPerTask);
+  const int64_t col_blocks = CeilDiv(cols, kColsPerTask);
+  Sum* partial = nullptr;
+  if (sums_bias) {
+    partial = static_cast<Sum*>(host.Allocate(std::max<int64_t>(1, row_blocks * cols) * sizeof(Sum)));
+    if (partial == nullptr) {
+      return Status(StatusCode::kResourceExhausted, "no memory for the sums of a bias gradient");
+    }
+  }
+  const auto* dy = static_cast<const Storage*>(tensors.dy);
+  const auto* saved = static_cast<const Storage*>(tensors.saved);
+  auto* dz = static_cast<Storage*>(dz_data);
+
+  const auto run_block = [&](int64_t block) {
+    const int64_t row_block = block / col_blocks;
+    const int64_t col = block % col_blocks * kColsPerTask;
+    const int64_t block_cols = std::min(kColsPerTask, cols - col);
+    const int64_t row_end = std::min(rows, (row_block + 1) * kRowsPerTask);
+    Accumulator sums[kColsPerTask];
+    Sum* block_sums = sums_bias ? partial + row_block * cols + col : nullptr;
+    if (sums_bias) std::fill_n(block_sums, block_cols, Sum(0));
+    for (int64_t row = row_block * kRowsPerTask; row < row_end; row += kRowsPerSum) {
+      const int64_t offset = row * cols + col;
+      if (sums_bias) std::fill_n(sums, block_cols, Accumulator(0));
+      loop(dy + offset, saved ? saved + offset : nullptr, dz ? dz + offset : nullptr,
+           sums_bias ? sums : nullptr, std::min(kRowsPerSum, row_end - row), block_cols, cols);
+      if (!sums_bias) continue;
+      for (int64_t j = 0; j < block_cols; ++j) block_sums[j] += Sum(sums[j]);
+    }
+  };
+  const int64_t elements_per_block = std::min(rows, kRowsPerTask) * std::min(cols, kColsPerTask);
+  ParallelRanges(host, row_blocks * col_blocks,
+                 CeilDiv(kMinElementsPerTask, std::max<int64_t>(1, elements_per_block)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t block = begin; block < end; ++block) run_block(block);
+                 });
+
+  if (sums_bias) {
+    auto* dbias = static_cast<Storage*>(tensors.dbias);
+    for (int64_t j = 0; j < cols; ++j) {
+      Sum sum(0);
+      for (int64_t block = 0; block < row_blocks; ++block) sum += partial[block * cols + j];
+      const auto value = static_cast<Accumulator>(sum * bias_scale);
+      if constexpr (std::is_same_v<Storage, Accumulator>) {
+        dbias[j] = value;
+      } else {
+        FromFloat(value, &dbias[j]);
+      }
+    }
+  }
+  return Status();
+}
+
+Status RunProduct(const GradientProduct& planned, const MatMulProblem& problem, const void* a,
+                  const void* b, void* c, int64_t elements, Host& host) {
+  if (!planned.runs) {
+    std::memset(c, 0, elements * SizeOf(problem.dtype));
+    return Status();
+  }
+  CountProduct(Pass::kBackward, planned.product.Flops(IsComplex(problem.dtype)));
+  return Gemm(problem.dtype, planned.product, planned.alpha, a, b, c, Epilogue(), host);
+}
+
+}  // namespace
+
+Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMulProblem* problem,
+                           Activation activation, const GradientScales& scales,
+                           const BackwardTensors& tensors, Host& host) {
+  const GradientNeeds needs{tensors.da != nullptr, tensors.db != nullptr,
+                            tensors.dbias != nullptr, tensors.dz != nullptr};
+  const GradientPlan plan = MakePlan(problem, activation, needs, scales);
+
+  const void* dz = tensors.dy;  // what the products read
+  if (plan.pass_over_dy) {
+    void* written_dz = nullptr;
+    if (plan.writes_dz) {
+      written_dz = tensors.dz;
+      if (written_dz == nullptr) written_dz = host.Allocate(rows * cols * SizeOf(dtype));
+      if (written_dz == nullptr) {
+        return Status(StatusCode::kResourceExhausted, "no memory for the gradient of an activation");
+      }
+      dz = written_dz;
+    }
+    const Status status = VisitDType(dtype, [&](auto traits) {
+      using Traits = decltype(traits);
+      if constexpr (Traits::kGradients) {
+        return PassOverDy<Traits>(dtype, rows, cols, activation, scales.bias, tensors, written_dz,
+                                  plan.sums_bias, host);
+      } else {
+        return InvalidArgument("integers have no gradient");
+      }
+    });
+    if (!status.ok()) return status;
+  }
+  if (needs.bias && !plan.sums_bias) std::memset(tensors.dbias, 0, cols * SizeOf(dtype));
+  if (needs.a) {
+    const int64_t elements = NumElements(problem->shape_a);
+    const Status status =
+        RunProduct(plan.a, *problem, dz, tensors.b, tensors.da, elements, host);
+    if (!status.ok()) return status;
+  }
+  if (needs.b) {
+    const int64_t elements = NumElements(problem->shape_b);
+    const Status status =
+        RunProduct(plan.b, *problem, tensors.a, dz, tensors.db, elements, host);
+    if (!status.ok()) return status;
+  }
+  return Status();
+}
+
+}  // namespace stopgrad::cpu

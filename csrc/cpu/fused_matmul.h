@@ -1,0 +1,47 @@
+#ifndef STOPGRAD_CPU_FUSED_MATMUL_H_
+#define STOPGRAD_CPU_FUSED_MATMUL_H_
+
+#include "core/activation.h"
+#include "core/export.h"
+#include "core/host.h"
+#include "core/plan.h"
+#include "core/problem.h"
+#include "core/status.h"
+
+namespace stopgrad::cpu {
+
+// Dense, row-major tensors of the problem's dtype. Null means absent.
+struct ForwardTensors {
+  const void* a = nullptr;
+  const void* b = nullptr;
+  const void* bias = nullptr;
+  void* y = nullptr;
+  void* z = nullptr;  // the pre-activation, written where backward will need it
+};
+
+// Y = f(op(A) op(B) + bias)
+STOPGRAD_EXPORT Status FusedMatMul(const MatMulProblem& problem, Activation activation,
+                                   const ForwardTensors& tensors, Host& host);
+
+struct BackwardTensors {
+  const void* dy = nullptr;
+  const void* a = nullptr;      // read for dB
+  const void* b = nullptr;      // read for dA
+  const void* saved = nullptr;  // y or z, as kActivations says
+  void* da = nullptr;           // a result that is not null is needed
+  void* db = nullptr;
+  void* dbias = nullptr;
+  void* dz = nullptr;
+};
+
+// dZ = dY f'(saved),  dBias = s_bias sum_rows dZ,  dA = s_a dZ op(B)^H,  dB = s_b op(A)^H dZ,
+// and of these only what is asked for. dY is [rows, cols], `problem` may be null where neither dA
+// nor dB is needed.
+STOPGRAD_EXPORT Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols,
+                                           const MatMulProblem* problem, Activation activation,
+                                           const GradientScales& scales,
+                                           const BackwardTensors& tensors, Host& host);
+
+}  // namespace stopgrad::cpu
+
+#endif  // STOPGRAD_CPU_FUSED_MATMUL_H_

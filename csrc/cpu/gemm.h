@@ -1,0 +1,29 @@
+#ifndef STOPGRAD_CPU_GEMM_H_
+#define STOPGRAD_CPU_GEMM_H_
+
+#include "core/activation.h"
+#include "core/dtype.h"
+#include "core/host.h"
+#include "core/product.h"
+#include "core/status.h"
+
+namespace stopgrad::cpu {
+
+// What happens to the product on its way out: z = alpha A B + bias, y = f(z). `bias` has an element
+// per column of C and goes with dense rows of C only; `z` is a second output of C's shape.
+struct Epilogue {
+  Activation activation = Activation::kLinear;
+  const void* bias = nullptr;
+  void* z = nullptr;
+
+  bool empty() const { return activation == Activation::kLinear && !bias && !z; }
+};
+
+// Runs a simplified product: C = f(alpha A B + bias). Every element of C is written, whatever was
+// there before; a sum over nothing is 0. `alpha` must be 1 for integers.
+Status Gemm(DType dtype, const Product& product, double alpha, const void* a, const void* b,
+            void* c, const Epilogue& epilogue, Host& host);
+
+}  // namespace stopgrad::cpu
+
+#endif  // STOPGRAD_CPU_GEMM_H_

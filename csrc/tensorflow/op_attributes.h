@@ -1,0 +1,158 @@
+#ifndef STOPGRAD_TENSORFLOW_OP_ATTRIBUTES_H_
+#define STOPGRAD_TENSORFLOW_OP_ATTRIBUTES_H_
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "core/activation.h"
+#include "core/dtype.h"
+#include "core/plan.h"
+#include "core/problem.h"
+#include "core/status.h"
+#include "tensorflow/core/framework/types.pb.h"
+
+namespace stopgrad::tensorflow_ops {
+
+// A row per dtype: TensorFlow's and ours.
+struct DTypePair {
+  tensorflow::DataType tensorflow;
+  DType dtype;
+};
+inline constexpr DTypePair kDTypes[] = {
+    {tensorflow::DT_FLOAT, DType::kFloat},
+    {tensorflow::DT_DOUBLE, DType::kDouble},
+    {tensorflow::DT_HALF, DType::kHalf},
+    {tensorflow::DT_BFLOAT16, DType::kBFloat16},
+    {tensorflow::DT_COMPLEX64, DType::kComplex64},
+    {tensorflow::DT_COMPLEX128, DType::kComplex128},
+    {tensorflow::DT_INT32, DType::kInt32},
+    {tensorflow::DT_INT64, DType::kInt64},
+};
+
+inline absl::Status ToAbsl(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kOk:
+      return absl::OkStatus();
+    case StatusCode::kInvalidArgument:
+      return absl::InvalidArgumentError(status.message());
+    case StatusCode::kUnimplemented:
+      return absl::UnimplementedError(status.message());
+    case StatusCode::kResourceExhausted:
+      return absl::ResourceExhaustedError(status.message());
+    case StatusCode::kInternal:
+      return absl::InternalError(status.message());
+  }
+  return absl::InternalError(status.message());
+}
+
+// What both ops have in common, read the same way from a kernel's construction and from a shape
+// function: anything with GetAttr(name, value).
+struct ProductAttributes {
+  DType dtype = DType::kFloat;
+  Layout layout_a = Layout::kNormal;
+  Layout layout_b = Layout::kNormal;
+  Activation activation = Activation::kLinear;
+  std::vector<std::string> scaled;  // operands that have a gradient scale, in order of the inputs
+};
+
+// The gradient op's further attributes.
+struct GradientAttributes {
+  std::vector<std::string> needed;  // in order of the outputs
+  bool has_a = false;
+  bool has_b = false;
+  bool has_saved = false;
+  bool has_shape_a = false;
+  bool has_shape_b = false;
+};
+
+template <typename Context>
+absl::Status ReadAttributes(Context* context, ProductAttributes* attributes) {
+  tensorflow::DataType type;
+  std::string layout_a, layout_b, activation;
+  if (auto s = context->GetAttr("T", &type); !s.ok()) return s;
+  if (auto s = context->GetAttr("layout_a", &layout_a); !s.ok()) return s;
+  if (auto s = context->GetAttr("layout_b", &layout_b); !s.ok()) return s;
+  if (auto s = context->GetAttr("activation", &activation); !s.ok()) return s;
+  if (auto s = context->GetAttr("scaled", &attributes->scaled); !s.ok()) return s;
+  for (const DTypePair& pair : kDTypes) {
+    if (pair.tensorflow == type) attributes->dtype = pair.dtype;
+  }
+  // TensorFlow has checked the three names against the lists in the registration.
+  if (!FindLayout(layout_a, &attributes->layout_a) ||
+      !FindLayout(layout_b, &attributes->layout_b) ||
+      !FindActivation(activation, &attributes->activation)) {
+    return absl::InternalError("an attribute of the op is not in its table");
+  }
+  if (attributes->activation != Activation::kLinear && !HasActivations(attributes->dtype)) {
+    return absl::InvalidArgumentError("`activation` \"" + activation +
+                                      "\" needs a real floating dtype; the operands are " +
+                                      tensorflow::DataType_Name(type));
+  }
+  GradientScales scales;
+  int num_scales;
+  if (auto s = context->GetAttr("num_scales", &num_scales); !s.ok()) return s;
+  if (num_scales != static_cast<int>(attributes->scaled.size())) {
+    return absl::InvalidArgumentError("`scaled` must name an operand for each of the " +
+                                      std::to_string(num_scales) + " gradient scales");
+  }
+  for (size_t i = 0; i < attributes->scaled.size(); ++i) {
+    double* const scale = FindScale(attributes->scaled[i], &scales);
+    if (scale == nullptr || *scale == 0) {
+      return absl::InvalidArgumentError("`scaled` has \"" + attributes->scaled[i] +
+                                        "\" twice, or it is none of \"a\", \"b\" and \"bias\"");
+    }
+    *scale = 0;  // seen
+  }
+  return absl::OkStatus();
+}
+
+template <typename Context>
+absl::Status ReadAttributes(Context* context, const ProductAttributes& product,
+                            GradientAttributes* attributes) {
+  if (auto s = context->GetAttr("needed", &attributes->needed); !s.ok()) return s;
+  const std::pair<const char*, bool*> counts[] = {{"num_a", &attributes->has_a},
+                                                  {"num_b", &attributes->has_b},
+                                                  {"num_saved", &attributes->has_saved},
+                                                  {"num_shape_a", &attributes->has_shape_a},
+                                                  {"num_shape_b", &attributes->has_shape_b}};
+  for (const auto& [name, present] : counts) {
+    int count;
+    if (auto s = context->GetAttr(name, &count); !s.ok()) return s;
+    if (count > 1) {
+      return absl::InvalidArgumentError("`" + std::string(name) + "` must be 0 or 1 and is " +
+                                        std::to_string(count));
+    }
+    *present = count == 1;
+  }
+  int num_needed;
+  if (auto s = context->GetAttr("num_needed", &num_needed); !s.ok()) return s;
+  if (num_needed != static_cast<int>(attributes->needed.size())) {
+    return absl::InvalidArgumentError("`needed` must name each of the " +
+                                      std::to_string(num_needed) + " results");
+  }
+  GradientNeeds needs;
+  for (const std::string& name : attributes->needed) {
+    bool* const need = FindNeed(name, &needs);
+    if (need == nullptr || *need) {
+      return absl::InvalidArgumentError("`needed` has \"" + name +
+                                        "\" twice, or it is none of \"a\", \"b\", \"bias\", \"z\"");
+    }
+    *need = true;
+  }
+  if (needs.a && !attributes->has_b) {
+    return absl::InvalidArgumentError("the gradient of `a` needs `b`");
+  }
+  if (needs.b && !attributes->has_a) {
+    return absl::InvalidArgumentError("the gradient of `b` needs `a`");
+  }
+  if (SavedFor(product.activation) != Saved::kNothing && !attributes->has_saved) {
+    return absl::InvalidArgumentError("the gradient of the activation needs `saved`");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace stopgrad::tensorflow_ops
+
+#endif  // STOPGRAD_TENSORFLOW_OP_ATTRIBUTES_H_

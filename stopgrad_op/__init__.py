@@ -1,0 +1,31 @@
+"""Train a part of a network in TensorFlow without paying for the rest.
+
+`import stopgrad_op as sg`, then `sg.matmul`: matrix product, bias and activation in one operation,
+whose blocked gradients cost nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stopgrad_op._library import build_info, load_kernels
+from stopgrad_op._stats import kernel_stats, reset_kernel_stats
+
+if TYPE_CHECKING:
+    from stopgrad_op._matmul import matmul
+
+__version__: str = build_info()["version"]
+
+__all__ = ["build_info", "kernel_stats", "matmul", "reset_kernel_stats"]
+
+if build_info()["tensorflow"] is not None:
+    from stopgrad_op._matmul import matmul
+
+
+def __getattr__(name: str) -> Any:
+    """Say why a part is missing from a build without TensorFlow."""
+    if name in __all__:
+        from stopgrad_op._library import load_ops
+
+        load_ops()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,137 @@
+"""Load the compiled parts: the kernels, and the ops that TensorFlow runs them through.
+
+A library of ops is tied to one minor version of TensorFlow and one C++ ABI. Both are compared before
+the library is loaded, because the loader's own complaint would be an undefined symbol.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypedDict
+
+REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir <folder of stopgrad_op's source>"
+
+
+class BuildInfo(TypedDict):
+    """What this copy of stopgrad_op was built with."""
+
+    version: str
+    tensorflow: str | None
+    tensorflow_distribution: str | None
+    cxx11_abi: int
+    compiler: str
+    openblas: str
+
+
+@dataclass(frozen=True)
+class TensorFlowAbi:
+    """What must agree between the TensorFlow that was built for and the one that runs.
+
+    Attributes
+    ----------
+    version
+        As `tf.version.VERSION` spells it.
+    cxx11_abi
+        The value of `_GLIBCXX_USE_CXX11_ABI`: how `std::string` is laid out.
+    """
+
+    version: str
+    cxx11_abi: int
+
+    @property
+    def interface(self) -> str:
+        """The versions with this value share their C++ interface.
+
+        Releases of one minor version do, 2.21.0 and 2.21.1. A nightly, 2.22.0-dev20260905, or a
+        candidate, 2.21.0-rc1, shares it with nothing.
+        """
+        major, minor, patch = self.version.partition("+")[0].split(".", 2)
+        return f"{major}.{minor}" if patch.replace(".", "").isdigit() else self.version
+
+
+def check_compatible(built: TensorFlowAbi, running: TensorFlowAbi) -> None:
+    """Raise ImportError, saying what to type, unless what was built can be loaded."""
+    if built.interface != running.interface:
+        raise ImportError(
+            f"stopgrad_op was built for TensorFlow {built.version} and TensorFlow"
+            f" {running.version} is running. Build it again for this one: {REINSTALL}"
+        )
+    if built.cxx11_abi != running.cxx11_abi:
+        raise ImportError(
+            f"stopgrad_op was built with the C++ ABI _GLIBCXX_USE_CXX11_ABI={built.cxx11_abi} and"
+            f" the TensorFlow {running.version} that is running with {running.cxx11_abi}."
+            f" Build it again for this one: {REINSTALL}"
+        )
+
+
+def library_name(name: str) -> str:
+    """Return a shared library's file name on this platform, `lib<name>.so` on Linux."""
+    return f"lib{name}.dylib" if sys.platform == "darwin" else f"lib{name}.so"
+
+
+@cache
+def load_kernels() -> ModuleType:
+    """Return `stopgrad_op._kernels`, the kernels on NumPy arrays, which need no TensorFlow."""
+    import stopgrad_op
+
+    # In a checkout the source folder comes first on the path, and nothing is compiled there. The
+    # compiled parts are then those of the installed package, wherever that is.
+    stopgrad_op.__path__ = pkgutil.extend_path(stopgrad_op.__path__, stopgrad_op.__name__)
+    try:
+        from stopgrad_op import _kernels
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"stopgrad_op in {Path(__file__).parent} has no compiled kernels for Python"
+            f" {sys.version_info.major}.{sys.version_info.minor}: it is not installed, or was"
+            " installed for another Python. In the folder of its source, type: pip install ."
+        ) from error
+    return _kernels
+
+
+def build_info() -> BuildInfo:
+    """Say what this copy was built with: versions of itself, TensorFlow, compiler and OpenBLAS."""
+    info: BuildInfo = load_kernels().build_info()
+    return info
+
+
+@cache
+def load_ops() -> ModuleType:
+    """Check that the ops fit the TensorFlow that runs, load them, and return their module."""
+    built = build_info()
+    if built["tensorflow"] is None:
+        raise ImportError(
+            "this stopgrad_op was built without TensorFlow (STOPGRAD_TENSORFLOW=OFF) and has"
+            f" stopgrad_op._kernels only. Build it with TensorFlow installed: {REINSTALL}"
+        )
+    built_abi = TensorFlowAbi(built["tensorflow"], built["cxx11_abi"])
+    # Not at the head of this module: the kernels alone need no TensorFlow.
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        version = f"{built_abi.interface}.*" if built_abi.interface != built_abi.version else ""
+        raise ImportError(
+            f"stopgrad_op was built for TensorFlow {built_abi.version}, and there is none. Type:"
+            f" pip install '{built['tensorflow_distribution']}=={version or built_abi.version}'"
+        ) from error
+    check_compatible(
+        built_abi, TensorFlowAbi(tf.version.VERSION, int(tf.sysconfig.CXX11_ABI_FLAG))
+    )
+    path = Path(str(load_kernels().__file__)).with_name(library_name("stopgrad_ops"))
+    if not path.exists():
+        raise ImportError(f"stopgrad_op has lost its ops, {path}. Install it again: {REINSTALL}")
+    ops: ModuleType = tf.load_op_library(str(path))
+    return ops
+
+
+def __getattr__(name: str) -> Any:
+    """Load `ops` when it is first asked for."""
+    if name == "ops":
+        return load_ops()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
