@@ -6,6 +6,7 @@ the library is loaded, because the loader's own complaint would be an undefined 
 
 from __future__ import annotations
 
+import importlib
 import pkgutil
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class BuildInfo(TypedDict):
     cxx11_abi: int
     compiler: str
     openblas: str
+    vector_loops: str
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,19 @@ def load_kernels() -> ModuleType:
     # compiled parts are then those of the installed package, wherever that is.
     stopgrad_op.__path__ = pkgutil.extend_path(stopgrad_op.__path__, stopgrad_op.__name__)
     try:
-        from stopgrad_op import _kernels
+        return importlib.import_module("stopgrad_op._kernels")
     except ModuleNotFoundError as error:
+        if error.name != "stopgrad_op._kernels":
+            raise
         raise ImportError(
             f"stopgrad_op in {Path(__file__).parent} has no compiled kernels for Python"
             f" {sys.version_info.major}.{sys.version_info.minor}: it is not installed, or was"
             " installed for another Python. In the folder of its source, type: pip install ."
         ) from error
-    return _kernels
 
 
 def build_info() -> BuildInfo:
-    """Say what this copy was built with: versions of itself, TensorFlow, compiler and OpenBLAS."""
+    """Return what this copy was built with, and which instructions it uses on this machine."""
     info: BuildInfo = load_kernels().build_info()
     return info
 

@@ -123,13 +123,16 @@ def _is_keras_tensor(*values: Any) -> bool:
 
 def _to_tensors(a: Any, b: Any, bias: Any) -> list[tf.Tensor]:
     """Convert the operands; lists and the like take the dtype of a tensor among them."""
-    if not tf.is_tensor(a) and hasattr(b, "dtype") and not hasattr(a, "dtype"):
-        a = tf.convert_to_tensor(a, dtype_hint=b.dtype, name="a")
-    else:
-        a = tf.convert_to_tensor(a, name="a")
-    operands = [a, tf.convert_to_tensor(b, dtype_hint=a.dtype, name="b")]
+
+    def convert(value: Any, name: str, dtype_hint: Any) -> tf.Tensor:
+        if isinstance(value, tf.Tensor):  # converting one to itself would take microseconds
+            return value
+        return tf.convert_to_tensor(value, dtype_hint=dtype_hint, name=name)
+
+    a = convert(a, "a", None if hasattr(a, "dtype") else getattr(b, "dtype", None))
+    operands = [a, convert(b, "b", a.dtype)]
     if bias is not None:
-        operands.append(tf.convert_to_tensor(bias, dtype_hint=a.dtype, name="bias"))
+        operands.append(convert(bias, "bias", a.dtype))
     return operands
 
 

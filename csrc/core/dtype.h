@@ -8,7 +8,16 @@
 
 namespace stopgrad {
 
-enum class DType : int { kFloat, kDouble, kHalf, kBFloat16, kComplex64, kComplex128, kInt32, kInt64 };
+enum class DType : int {
+  kFloat,
+  kDouble,
+  kHalf,
+  kBFloat16,
+  kComplex64,
+  kComplex128,
+  kInt32,
+  kInt64
+};
 
 // Storage type, the type that sums and activations are computed in, and whether the dtype has
 // activations and gradients.

@@ -36,8 +36,7 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
   plan.b = PlanProduct(needs.b, scales.b, GradientProductB, problem);
   plan.sums_bias = needs.bias && scales.bias != 0;
   // Where the activation is linear, dZ is dY itself and is written only when asked for.
-  plan.writes_dz =
-      needs.z || (activation != Activation::kLinear && (plan.a.runs || plan.b.runs));
+  plan.writes_dz = needs.z || (activation != Activation::kLinear && (plan.a.runs || plan.b.runs));
   plan.pass_over_dy = plan.writes_dz || plan.sums_bias;
   return plan;
 }

@@ -42,9 +42,9 @@ namespace {
 
 Status CheckRank(const char* name, const Shape& shape) {
   if (shape.size() >= 2) return Status();
-  return InvalidArgument(std::string("`") + name +
-                         "` must have rank 2 or more (a matrix, or a batch of them); its shape is " +
-                         ToString(shape));
+  return InvalidArgument(
+      std::string("`") + name +
+      "` must have rank 2 or more (a matrix, or a batch of them); its shape is " + ToString(shape));
 }
 
 // Rows and columns of op(X), X stored with `shape`.
@@ -163,9 +163,9 @@ struct Views {
 };
 
 Views ViewsOf(const MatMulProblem& p) {
-  return {ViewOf(p.m, p.k, p.layout_a),          ViewOf(p.k, p.n, p.layout_b),
-          ViewOf(p.m, p.n, Layout::kNormal),     BatchStrides(p.batch_a, p.m * p.k),
-          BatchStrides(p.batch_b, p.k * p.n),    BatchStrides(p.batch, p.m * p.n)};
+  return {ViewOf(p.m, p.k, p.layout_a),       ViewOf(p.k, p.n, p.layout_b),
+          ViewOf(p.m, p.n, Layout::kNormal),  BatchStrides(p.batch_a, p.m * p.k),
+          BatchStrides(p.batch_b, p.k * p.n), BatchStrides(p.batch, p.m * p.n)};
 }
 
 // C, as a view of how it is stored, may ask for conjugated results; the factors give them.
@@ -190,8 +190,7 @@ std::vector<BatchDim> BatchDims(const Shape& extents, const std::vector<int64_t>
 
 Product ForwardProduct(const MatMulProblem& p) {
   const Views v = ViewsOf(p);
-  return Finish({p.m, p.n, p.k, v.a, v.b, v.y,
-                 BatchDims(p.batch, v.batch_a, v.batch_b, v.batch_y)},
+  return Finish({p.m, p.n, p.k, v.a, v.b, v.y, BatchDims(p.batch, v.batch_a, v.batch_b, v.batch_y)},
                 p);
 }
 
@@ -200,16 +199,16 @@ Product ForwardProduct(const MatMulProblem& p) {
 // Reading A's storage through the same view as forward carries the gradient to where A is stored.
 Product GradientProductA(const MatMulProblem& p) {
   const Views v = ViewsOf(p);
-  return Finish({p.m, p.k, p.n, v.y, Adjoint(v.b), v.a,
-                 BatchDims(p.batch, v.batch_y, v.batch_b, v.batch_a)},
-                p);
+  return Finish(
+      {p.m, p.k, p.n, v.y, Adjoint(v.b), v.a, BatchDims(p.batch, v.batch_y, v.batch_b, v.batch_a)},
+      p);
 }
 
 Product GradientProductB(const MatMulProblem& p) {
   const Views v = ViewsOf(p);
-  return Finish({p.k, p.n, p.m, Adjoint(v.a), v.y, v.b,
-                 BatchDims(p.batch, v.batch_a, v.batch_y, v.batch_b)},
-                p);
+  return Finish(
+      {p.k, p.n, p.m, Adjoint(v.a), v.y, v.b, BatchDims(p.batch, v.batch_a, v.batch_y, v.batch_b)},
+      p);
 }
 
 }  // namespace stopgrad

@@ -10,7 +10,7 @@ namespace stopgrad {
 namespace {
 
 // The formulas of the activations: Value(z), and Derivative of what kActivations says is saved.
-// Comparisons are written such that a NaN stays a NaN.
+// Value keeps a NaN a NaN; at a kink, Derivative is what TensorFlow's is.
 template <Activation>
 struct ActivationFunction;
 
@@ -86,7 +86,7 @@ struct ActivationFunction<Activation::kSelu> {
   }
   template <typename T>
   static T Derivative(T y) {
-    return y > T(0) ? T(kScale) : y + T(kScaleAlpha);
+    return y < T(0) ? y + T(kScaleAlpha) : T(kScale);  // kScale at 0, as tf.nn.selu
   }
 };
 

@@ -2,7 +2,8 @@
 
 namespace stopgrad::cpu {
 
-// One definition each, from elementwise_target.cc; CMake compiles it once for every instruction set.
+// One definition each, from elementwise_target.cc; CMake compiles it once for every instruction
+// set.
 extern const ElementwiseLoops baseline;
 #ifdef STOPGRAD_X86_TARGETS
 extern const ElementwiseLoops avx2;

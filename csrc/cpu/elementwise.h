@@ -9,8 +9,8 @@
 
 namespace stopgrad::cpu {
 
-// Loops over rows x cols elements with `row_stride` elements from one row to the next. "Accumulator"
-// is the dtype's in core/dtype.h; bias, y, z, dy and dz are of the dtype itself.
+// Loops over rows x cols elements with `row_stride` elements from one row to the next.
+// "Accumulator" is the dtype's in core/dtype.h; bias, y, z, dy and dz are of the dtype itself.
 
 // z = accumulator + bias,  y = f(z). bias and z may be null. The accumulator may be y's own memory
 // where the types are the same.

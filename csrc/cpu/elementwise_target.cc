@@ -118,7 +118,8 @@ void AddScaled(const void* b, const void* factor, void* c, int64_t count) {
 }
 
 template <typename Traits, size_t... activations>
-constexpr void FillActivations(int dtype, std::index_sequence<activations...>, ElementwiseLoops* loops) {
+constexpr void FillActivations(int dtype, std::index_sequence<activations...>,
+                               ElementwiseLoops* loops) {
   ((loops->epilogue[dtype][activations] = Epilogue<Traits, static_cast<Activation>(activations)>),
    ...);
   ((loops->activation_gradient[dtype][activations] =

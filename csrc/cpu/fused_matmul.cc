@@ -48,7 +48,8 @@ Status PassOverDy(DType dtype, int64_t rows, int64_t cols, Activation activation
   const int64_t col_blocks = CeilDiv(cols, kColsPerTask);
   Sum* partial = nullptr;
   if (sums_bias) {
-    partial = static_cast<Sum*>(host.Allocate(std::max<int64_t>(1, row_blocks * cols) * sizeof(Sum)));
+    partial =
+        static_cast<Sum*>(host.Allocate(std::max<int64_t>(1, row_blocks * cols) * sizeof(Sum)));
     if (partial == nullptr) {
       return Status(StatusCode::kResourceExhausted, "no memory for the sums of a bias gradient");
     }
@@ -112,8 +113,8 @@ Status RunProduct(const GradientProduct& planned, const MatMulProblem& problem, 
 Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMulProblem* problem,
                            Activation activation, const GradientScales& scales,
                            const BackwardTensors& tensors, Host& host) {
-  const GradientNeeds needs{tensors.da != nullptr, tensors.db != nullptr,
-                            tensors.dbias != nullptr, tensors.dz != nullptr};
+  const GradientNeeds needs{tensors.da != nullptr, tensors.db != nullptr, tensors.dbias != nullptr,
+                            tensors.dz != nullptr};
   const GradientPlan plan = MakePlan(problem, activation, needs, scales);
 
   const void* dz = tensors.dy;  // what the products read
@@ -123,7 +124,8 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
       written_dz = tensors.dz;
       if (written_dz == nullptr) written_dz = host.Allocate(rows * cols * SizeOf(dtype));
       if (written_dz == nullptr) {
-        return Status(StatusCode::kResourceExhausted, "no memory for the gradient of an activation");
+        return Status(StatusCode::kResourceExhausted,
+                      "no memory for the gradient of an activation");
       }
       dz = written_dz;
     }
@@ -141,14 +143,12 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
   if (needs.bias && !plan.sums_bias) std::memset(tensors.dbias, 0, cols * SizeOf(dtype));
   if (needs.a) {
     const int64_t elements = NumElements(problem->shape_a);
-    const Status status =
-        RunProduct(plan.a, *problem, dz, tensors.b, tensors.da, elements, host);
+    const Status status = RunProduct(plan.a, *problem, dz, tensors.b, tensors.da, elements, host);
     if (!status.ok()) return status;
   }
   if (needs.b) {
     const int64_t elements = NumElements(problem->shape_b);
-    const Status status =
-        RunProduct(plan.b, *problem, tensors.a, dz, tensors.db, elements, host);
+    const Status status = RunProduct(plan.b, *problem, tensors.a, dz, tensors.db, elements, host);
     if (!status.ok()) return status;
   }
   return Status();

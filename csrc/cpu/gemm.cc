@@ -38,7 +38,8 @@ struct BlasMatrix {
 // One of the strides of every operand is 1 (core/problem.cc makes no other views).
 BlasMatrix ToBlas(const MatrixView& view, int64_t rows, int64_t cols) {
   if (view.col_stride == 1) {
-    return {view.conjugate ? kConjNoTrans : kNoTrans, std::max({view.row_stride, cols, int64_t{1}})};
+    return {view.conjugate ? kConjNoTrans : kNoTrans,
+            std::max({view.row_stride, cols, int64_t{1}})};
   }
   return {view.conjugate ? kConjTrans : kTrans, std::max({view.col_stride, rows, int64_t{1}})};
 }
@@ -84,8 +85,8 @@ std::enable_if_t<std::is_integral_v<Integer>> MultiplyAdd(const MatrixProduct& p
                                                           const Integer* a, const Integer* b,
                                                           Integer beta, Integer* c) {
   const AddScaledLoop add_scaled =
-      GetElementwiseLoops().add_scaled[static_cast<int>(sizeof(Integer) == 4 ? DType::kInt32
-                                                                             : DType::kInt64)];
+      GetElementwiseLoops()
+          .add_scaled[static_cast<int>(sizeof(Integer) == 4 ? DType::kInt32 : DType::kInt64)];
   for (int64_t i = 0; i < p.m; ++i) {
     Integer* c_row = c + i * p.ldc;
     if (beta == 0) std::fill(c_row, c_row + p.n, Integer(0));
@@ -144,8 +145,8 @@ Tiling ChooseTiling(const Product& p, int64_t outputs, int64_t flops, int thread
   const int64_t wanted = std::min<int64_t>(threads, flops / kMinFlopsPerTask);
   // Tiles per C such that all tiles together are a multiple of the threads.
   const int64_t tiles = wanted <= 1 ? 1 : wanted / std::gcd(wanted, outputs);
-  // Edges on a multiple of 16 keep the library's inner kernels full. The longer side is split, since
-  // each tile reads the other factor whole.
+  // Edges on a multiple of 16 keep the library's inner kernels full. The longer side is split,
+  // since each tile reads the other factor whole.
   const auto edge = [&](int64_t extent) { return CeilDiv(CeilDiv(extent, tiles), 16) * 16; };
   Tiling tiling{p.m, p.n, 1, 1};
   if (p.m >= p.n) {
@@ -239,10 +240,9 @@ Status TypedGemm(DType dtype, const Product& p, double alpha, const void* a_data
       const MatrixProduct product{rows, cols, p.k, p.a, p.b, ldc};
       for (int64_t term = 0; term < terms; ++term) {
         const Offsets offsets = OffsetsAt(loops.terms, term);
-        MultiplyAdd(product, Accumulator(alpha),
-                    a + output.a + offsets.a + row * p.a.row_stride,
-                    b + output.b + offsets.b + col * p.b.col_stride,
-                    Accumulator(term == 0 ? 0 : 1), accumulator + c_offset);
+        MultiplyAdd(product, Accumulator(alpha), a + output.a + offsets.a + row * p.a.row_stride,
+                    b + output.b + offsets.b + col * p.b.col_stride, Accumulator(term == 0 ? 0 : 1),
+                    accumulator + c_offset);
       }
     } else {
       for (int64_t i = 0; i < rows; ++i) {

@@ -39,9 +39,9 @@ OpenBlas Open() {
   void* library = OpenLibrary(path);
   if (library == nullptr) {
     const char* reason = dlerror();
-    blas.status = Status(StatusCode::kInternal, "OpenBLAS cannot be opened: " +
-                                                    std::string(reason ? reason : path) +
-                                                    "; install stopgrad_op again");
+    blas.status = Status(StatusCode::kInternal,
+                         "OpenBLAS cannot be opened: " + std::string(reason ? reason : path) +
+                             "; install stopgrad_op again");
     return blas;
   }
   const auto find = [&](const char* name, auto* function) {

@@ -13,7 +13,8 @@ namespace stopgrad::cpu {
 // The four products of OpenBLAS, opened from the copy beside this library so that its settings
 // touch nobody else's OpenBLAS.
 struct OpenBlas {
-  // CBLAS's ?gemm with 64-bit sizes; alpha and beta by value for real types, by address for complex.
+  // CBLAS's ?gemm with 64-bit sizes; alpha and beta by value for real types, by address for
+  // complex.
   template <typename Scalar>
   using Gemm = void (*)(int order, int transpose_a, int transpose_b, int64_t m, int64_t n,
                         int64_t k, Scalar alpha, const void* a, int64_t lda, const void* b,

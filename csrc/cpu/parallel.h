@@ -27,9 +27,8 @@ void ParallelRanges(Host& host, int64_t count, int64_t grain, const Body& body) 
     return;
   }
   const int64_t step = CeilDiv(count, tasks);
-  host.ParallelFor(CeilDiv(count, step), [&](int64_t task) {
-    body(task * step, std::min(count, (task + 1) * step));
-  });
+  host.ParallelFor(CeilDiv(count, step),
+                   [&](int64_t task) { body(task * step, std::min(count, (task + 1) * step)); });
 }
 
 }  // namespace stopgrad::cpu

@@ -87,9 +87,7 @@ DType DTypeOf(const char* argument, const py::array& array) {
                        "complex128, int32, int64");
 }
 
-Shape ShapeOf(const py::array& array) {
-  return Shape(array.shape(), array.shape() + array.ndim());
-}
+Shape ShapeOf(const py::array& array) { return Shape(array.shape(), array.shape() + array.ndim()); }
 
 // A dense array, checked against the dtype of the first one.
 class Argument {
@@ -129,7 +127,8 @@ Activation ParseActivation(const std::string& name, DType dtype) {
     throw py::value_error("`activation` \"" + name + "\" is unknown");
   }
   if (activation != Activation::kLinear && !HasActivations(dtype)) {
-    throw py::value_error("`activation` \"" + name + "\" needs a real floating dtype; the arrays are " +
+    throw py::value_error("`activation` \"" + name +
+                          "\" needs a real floating dtype; the arrays are " +
                           kDTypeNames[static_cast<int>(dtype)]);
   }
   return activation;
@@ -170,7 +169,7 @@ py::object MatMul(const py::array& a_array, const py::array& b_array,
   py::object z = py::none();
   if (return_preactivation) z = NewArray(a_array.dtype(), problem.ShapeOfY(), poison);
   const cpu::ForwardTensors tensors{a.data(), b.data(), bias.data(), y.mutable_data(),
-                               z.is_none() ? nullptr : py::cast<py::array>(z).mutable_data()};
+                                    z.is_none() ? nullptr : py::cast<py::array>(z).mutable_data()};
   ThreadsHost host = MakeHost(threads);
   Status status;
   {
@@ -216,7 +215,8 @@ py::dict MatMulGradient(const py::array& dy_array, const std::optional<py::array
                         const std::map<std::string, double>& scale_values, int threads,
                         bool poison) {
   const DType dtype = DTypeOf("dy", dy_array);
-  if (!HasGradients(dtype)) throw py::type_error("`dy` is an integer array; integers have no gradient");
+  if (!HasGradients(dtype))
+    throw py::type_error("`dy` is an integer array; integers have no gradient");
   const Argument dy("dy", dy_array, dtype);
   const Argument a("a", a_array, dtype);
   const Argument b("b", b_array, dtype);
@@ -227,9 +227,9 @@ py::dict MatMulGradient(const py::array& dy_array, const std::optional<py::array
   if (needs.a && !b) throw py::value_error("the gradient of `a` needs `b`");
   if (needs.b && !a) throw py::value_error("the gradient of `b` needs `a`");
   if (SavedFor(activation) != Saved::kNothing && (!saved || *saved.shape() != *dy.shape())) {
-    throw py::value_error("`saved` must have the shape of `dy`, " + ToString(*dy.shape()) +
-                          (saved ? "; its shape is " + ToString(*saved.shape())
-                                 : std::string(", and is missing")));
+    throw py::value_error(
+        "`saved` must have the shape of `dy`, " + ToString(*dy.shape()) +
+        (saved ? "; its shape is " + ToString(*saved.shape()) : std::string(", and is missing")));
   }
   if (dy.shape()->size() < 2) {
     throw py::value_error("`dy` must have rank 2 or more; its shape is " + ToString(*dy.shape()));
@@ -360,8 +360,7 @@ PYBIND11_MODULE(_kernels, module) {
              "saved"_a = py::none(), py::kw_only(), "needed"_a, "layout_a"_a = "normal",
              "layout_b"_a = "normal", "activation"_a = "linear", "a_shape"_a = py::none(),
              "b_shape"_a = py::none(), "scales"_a = std::map<std::string, double>(),
-             "threads"_a = 1, "poison"_a = false,
-             "The gradients named in `needed`, as a dict.");
+             "threads"_a = 1, "poison"_a = false, "The gradients named in `needed`, as a dict.");
   module.def("plan", Plan, "a_shape"_a, "b_shape"_a, py::kw_only(), "layout_a"_a = "normal",
              "layout_b"_a = "normal", "activation"_a = "linear", "needed"_a,
              "scales"_a = std::map<std::string, double>(),

@@ -55,7 +55,8 @@ Shape ToShape(const TensorShape& shape) {
 
 absl::Status ReadShape(const char* name, const Tensor& tensor, Shape* shape) {
   if (tensor.dims() != 1) {
-    return absl::InvalidArgumentError("`" + std::string(name) + "` must be a vector; its shape is " +
+    return absl::InvalidArgumentError("`" + std::string(name) +
+                                      "` must be a vector; its shape is " +
                                       tensor.shape().DebugString());
   }
   const auto values = tensor.vec<int64_t>();
@@ -161,7 +162,7 @@ class FusedMatMulGradOp : public OpKernel {
     const int64_t rows = cols == 0 ? 0 : dy.NumElements() / cols;
 
     cpu::BackwardTensors tensors{dy.data(), a ? a->data() : nullptr, b ? b->data() : nullptr,
-                            saved ? saved->data() : nullptr};
+                                 saved ? saved->data() : nullptr};
     for (size_t i = 0; i < attributes_.needed.size(); ++i) {
       if (!context->output_required(i)) continue;
       const std::string& name = attributes_.needed[i];

@@ -21,14 +21,10 @@ struct DTypePair {
   DType dtype;
 };
 inline constexpr DTypePair kDTypes[] = {
-    {tensorflow::DT_FLOAT, DType::kFloat},
-    {tensorflow::DT_DOUBLE, DType::kDouble},
-    {tensorflow::DT_HALF, DType::kHalf},
-    {tensorflow::DT_BFLOAT16, DType::kBFloat16},
-    {tensorflow::DT_COMPLEX64, DType::kComplex64},
-    {tensorflow::DT_COMPLEX128, DType::kComplex128},
-    {tensorflow::DT_INT32, DType::kInt32},
-    {tensorflow::DT_INT64, DType::kInt64},
+    {tensorflow::DT_FLOAT, DType::kFloat},         {tensorflow::DT_DOUBLE, DType::kDouble},
+    {tensorflow::DT_HALF, DType::kHalf},           {tensorflow::DT_BFLOAT16, DType::kBFloat16},
+    {tensorflow::DT_COMPLEX64, DType::kComplex64}, {tensorflow::DT_COMPLEX128, DType::kComplex128},
+    {tensorflow::DT_INT32, DType::kInt32},         {tensorflow::DT_INT64, DType::kInt64},
 };
 
 inline absl::Status ToAbsl(const Status& status) {

@@ -42,8 +42,9 @@ absl::Status TakeApart(InferenceContext* c, const char* name, ShapeHandle shape,
   }
   if (c->Rank(shape) < 2) {
     return absl::InvalidArgumentError(
-        "`" + std::string(name) + "` must have rank 2 or more (a matrix, or a batch of them); its " +
-        "shape is " + c->DebugString(shape));
+        "`" + std::string(name) +
+        "` must have rank 2 or more (a matrix, or a batch of them); its " + "shape is " +
+        c->DebugString(shape));
   }
   if (auto s = c->Subshape(shape, 0, -2, &operand->batch); !s.ok()) return s;
   operand->rows = c->Dim(shape, -2);
@@ -69,9 +70,9 @@ absl::Status FusedMatMulShape(InferenceContext* c) {
   if (!tensorflow::shape_inference::BroadcastBinaryOpOutputShapeFnHelper(
            c, a.batch, b.batch, /*incompatible_shape_error=*/true, &batch)
            .ok()) {
-    return absl::InvalidArgumentError("the batch dimensions of `a` and `b` must be equal or 1: a is " +
-                                      c->DebugString(c->input(0)) + ", b is " +
-                                      c->DebugString(c->input(1)));
+    return absl::InvalidArgumentError(
+        "the batch dimensions of `a` and `b` must be equal or 1: a is " +
+        c->DebugString(c->input(0)) + ", b is " + c->DebugString(c->input(1)));
   }
   DimensionHandle cols = b.cols;
   int num_bias;
