@@ -56,7 +56,7 @@ def canonical_name(activation: str | Callable[..., Any] | None) -> str:
         if name in SAVED:
             return name
         near = difflib.get_close_matches(activation.lower(), (*SAVED, *ALIASES), n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
+        hint = f'; did you mean "{near[0]}"?' if near else "."
         raise ValueError(
             f'`activation` "{activation}" is unknown{hint} Due is None or one of'
             f" {', '.join((*SAVED, *ALIASES))}."

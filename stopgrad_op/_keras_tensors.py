@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ from stopgrad_op._options import GradientPolicy, MatMulOptions
 
 
 @keras.saving.register_keras_serializable("stopgrad_op")
-class MatMul(keras.Operation):  # type: ignore[misc]
+class MatMul(keras.Operation):
     """The operation that a functional model keeps in place of a call of `sg.matmul`."""
 
     def __init__(self, options: MatMulOptions | dict[str, Any], name: str | None = None) -> None:
@@ -28,8 +29,6 @@ class MatMul(keras.Operation):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Return what a saved model keeps."""
-        import dataclasses
-
         return {"options": dataclasses.asdict(self.options), "name": self.name}
 
 

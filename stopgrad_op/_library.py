@@ -1,7 +1,7 @@
 """Load the compiled parts: the kernels, and the ops that TensorFlow runs them through.
 
-A library of ops is tied to one minor version of TensorFlow and one C++ ABI. Both are compared before
-the library is loaded, because the loader's own complaint would be an undefined symbol.
+A library of ops is tied to one minor version of TensorFlow and one C++ ABI. Both are compared
+before the library is loaded, because the loader's own complaint would be an undefined symbol.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypedDict
 
-REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir <folder of stopgrad_op's source>"
+REINSTALL = (
+    "pip install --force-reinstall --no-deps --no-cache-dir <folder of stopgrad_op's source>"
+)
 
 
 class BuildInfo(TypedDict):
@@ -47,13 +49,13 @@ class TensorFlowAbi:
 
     @property
     def interface(self) -> str:
-        """The versions with this value share their C++ interface.
+        """The versions that share this one's C++ interface, as pip spells them.
 
-        Releases of one minor version do, 2.21.0 and 2.21.1. A nightly, 2.22.0-dev20260905, or a
-        candidate, 2.21.0-rc1, shares it with nothing.
+        Releases of one minor version do, 2.21.0 and 2.21.1: `2.21.*`. A nightly,
+        2.22.0-dev20260905, or a candidate, 2.21.0-rc1, shares it with nothing.
         """
         major, minor, patch = self.version.partition("+")[0].split(".", 2)
-        return f"{major}.{minor}" if patch.replace(".", "").isdigit() else self.version
+        return f"{major}.{minor}.*" if patch.replace(".", "").isdigit() else self.version
 
 
 def check_compatible(built: TensorFlowAbi, running: TensorFlowAbi) -> None:
@@ -118,14 +120,11 @@ def load_ops() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "tensorflow":
             raise
-        version = f"{built_abi.interface}.*" if built_abi.interface != built_abi.version else ""
         raise ImportError(
             f"stopgrad_op was built for TensorFlow {built_abi.version}, and there is none. Type:"
-            f" pip install '{built['tensorflow_distribution']}=={version or built_abi.version}'"
+            f" pip install '{built['tensorflow_distribution']}=={built_abi.interface}'"
         ) from error
-    check_compatible(
-        built_abi, TensorFlowAbi(tf.version.VERSION, int(tf.sysconfig.CXX11_ABI_FLAG))
-    )
+    check_compatible(built_abi, TensorFlowAbi(tf.version.VERSION, int(tf.sysconfig.CXX11_ABI_FLAG)))
     path = Path(str(load_kernels().__file__)).with_name(library_name("stopgrad_ops"))
     if not path.exists():
         raise ImportError(f"stopgrad_op has lost its ops, {path}. Install it again: {REINSTALL}")

@@ -19,8 +19,8 @@ _ops = load_ops()
 _FLOATING = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
 _DTYPES = (*_FLOATING, tf.complex64, tf.complex128, tf.int32, tf.int64)
 
-# An eager call is recorded on the tape under a name of its own; see _matmul_eager.
-_EAGER_GRADIENT = "StopgradOp>FusedMatMul/eager"
+# What _matmul_aside records has a gradient of its own.
+_ASIDE_GRADIENT = "StopgradOp>FusedMatMul/aside"
 
 
 def matmul(
@@ -110,8 +110,21 @@ def run_matmul(a: Any, b: Any, bias: Any, options: MatMulOptions, name: str | No
 
         return symbolic_matmul(a, b, bias, options, name)
     operands = _to_tensors(a, b, bias)
-    run = _matmul_eager if tf.executing_eagerly() else _matmul_graph
-    return run(operands, options, name)
+    if not tf.executing_eagerly():
+        return _matmul_recorded(operands, options, name)
+    learning = [
+        operand
+        for operand_name, operand in zip(OPERANDS, operands, strict=False)
+        if operand_name not in options.policy.blocked
+    ]
+    order = _tensorflow.gradient_order(learning)
+    try:
+        if order > 1:
+            return _matmul_recorded(operands, options, name)
+        return _matmul_aside(operands, options, name, learns=order == 1)
+    except (TypeError, ValueError, tf.errors.OpError):
+        _check_dtypes(operands, options.activation)
+        raise
 
 
 def _is_keras_tensor(*values: Any) -> bool:
@@ -137,13 +150,13 @@ def _to_tensors(a: Any, b: Any, bias: Any) -> list[tf.Tensor]:
 
 
 def _check_dtypes(operands: Sequence[tf.Tensor], activation: str) -> None:
-    dtype = operands[0].dtype
+    dtype = operands[0].dtype.base_dtype
     if dtype not in _DTYPES:
         raise TypeError(
             f"`a` has dtype {dtype.name}; due is one of {', '.join(d.name for d in _DTYPES)}."
         )
     for name, operand in zip(OPERANDS, operands, strict=False):
-        if operand.dtype != dtype:
+        if operand.dtype.base_dtype != dtype:
             raise TypeError(
                 f"`{name}` has dtype {operand.dtype.name} and `a` has {dtype.name}; due is one"
                 " dtype for all operands."
@@ -165,6 +178,7 @@ def _run_op(
     operands: Sequence[tf.Tensor],
     scales: Sequence[tf.Tensor],
     options: MatMulOptions,
+    policy: GradientPolicy,
     with_z: bool,
     name: str | None,
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
@@ -177,69 +191,73 @@ def _run_op(
         layout_a=options.layout_a,
         layout_b=options.layout_b,
         activation=options.activation,
-        blocked=options.policy.blocked,
-        scaled=options.policy.scaled,
+        blocked=policy.blocked,
+        scaled=policy.scaled,
         name=name,
     )
     return y, z
 
 
-def _matmul_graph(
+def _matmul_recorded(
     operands: Sequence[tf.Tensor], options: MatMulOptions, name: str | None
 ) -> tf.Tensor:
+    """Run the op where TensorFlow records it: in a graph, or under several tapes."""
     _check_dtypes(operands, options.activation)
     scales = [tf.constant(scale, tf.float64) for scale in options.policy.scales]
-    # z costs nothing where no gradient is built: the kernel leaves out what nobody consumes.
-    y, _ = _run_op(operands, scales, options, options.saves_preactivation, name)
+    # In a graph z costs nothing where no gradient is built: the kernel leaves out what nobody
+    # consumes.
+    y, _ = _run_op(operands, scales, options, options.policy, options.saves_preactivation, name)
     return y
 
 
-def _matmul_eager(
-    operands: Sequence[tf.Tensor], options: MatMulOptions, name: str | None
+def _matmul_aside(
+    operands: Sequence[tf.Tensor], options: MatMulOptions, name: str | None, *, learns: bool
 ) -> tf.Tensor:
-    policy = options.policy
-    learning = [
-        operand
-        for operand_name, operand in zip(OPERANDS, operands, strict=False)
-        if operand_name not in policy.blocked
-    ]
-    recorded = bool(learning) and _tensorflow.any_recorded(learning)
-    # The op is run aside and then recorded with y as its only output. Left to itself, the tape
-    # would make a tensor of zeros as the gradient of z, and keep the inputs of blocked calls.
+    """Run the op eagerly where no tape sees it, then record what a first derivative needs.
+
+    Left to itself, the tape would make a tensor of zeros as the gradient of z, and keep the inputs
+    of calls that are all blocked.
+    """
+    with_z = learns and options.saves_preactivation
     with _tensorflow.stop_recording():
-        try:
-            y, z = _run_op(operands, (), options, recorded and options.saves_preactivation, name)
-        except (TypeError, ValueError, tf.errors.OpError):
-            _check_dtypes(operands, options.activation)
-            raise
-    if recorded:
-        scales = [_eager_scale(scale) for scale in policy.scales]
-        _tensorflow.record_gradient(_EAGER_GRADIENT, [*operands, *scales, *z], options, [y])
+        y, z = _run_op(operands, (), options, GradientPolicy(), with_z, name)
+    if learns:
+        scales = [_eager_scale(scale) for scale in options.policy.scales]
+        _tensorflow.record_gradient(_ASIDE_GRADIENT, [*operands, *scales, *z], options, [y])
     return y
 
 
 @tf.RegisterGradient("StopgradOp>FusedMatMul")
-def _graph_gradient(op: tf.Operation, dy: tf.Tensor, *_: Any) -> list[tf.Tensor | None]:
+def _recorded_gradient(op: tf.Operation, dy: tf.Tensor, *_: Any) -> list[tf.Tensor | None]:
+    # The gradient of z is left out: z goes to the gradient op alone, which has none to give.
+    def names(attribute: str) -> tuple[str, ...]:
+        return tuple(tf.compat.as_str(name) for name in op.get_attr(attribute))
+
     options = MatMulOptions(
-        layout_a=op.get_attr("layout_a").decode(),
-        layout_b=op.get_attr("layout_b").decode(),
-        activation=op.get_attr("activation").decode(),
-        policy=GradientPolicy(
-            blocked=tuple(name.decode() for name in op.get_attr("blocked")),
-            scaled=tuple(name.decode() for name in op.get_attr("scaled")),
-        ),
+        layout_a=tf.compat.as_str(op.get_attr("layout_a")),
+        layout_b=tf.compat.as_str(op.get_attr("layout_b")),
+        activation=tf.compat.as_str(op.get_attr("activation")),
+        policy=GradientPolicy(blocked=names("blocked"), scaled=names("scaled")),
     )
     saved = op.outputs[1:] if options.saves_preactivation else op.outputs[:1]
     return _gradients(op, options, dy, list(op.inputs), saved)
 
 
-@tf.RegisterGradient(_EAGER_GRADIENT)
-def _eager_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
+@tf.RegisterGradient(_ASIDE_GRADIENT)
+def _aside_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
     options: MatMulOptions = _tensorflow.recorded_note(op)
     inputs = list(op.inputs)
     saved = [inputs.pop()] if options.saves_preactivation else list(op.outputs)
     gradients = _gradients(op, options, dy, inputs, saved)
     return gradients + [None] * (len(op.inputs) - len(inputs))
+
+
+@tf.RegisterGradient("StopgradOp>FusedMatMulGrad")
+def _second_gradient(*_: Any) -> list[tf.Tensor | None]:
+    raise NotImplementedError(
+        "sg.matmul has first derivatives only; here a second one, a tf.function's gradient under a"
+        " further tape, or forward mode asks for more. Use tf.matmul where that is needed."
+    )
 
 
 def _gradients(

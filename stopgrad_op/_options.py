@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -49,6 +49,25 @@ class MatMulOptions:
         return SAVED[self.activation] == "preactivation"
 
 
+class _Items(tuple[tuple[Any, Any], ...]):
+    """A dict's items, which unlike the dict a cache can look up."""
+
+
+def _hashable(value: object) -> object:
+    """Turn the containers that users write into ones that a cache can look up."""
+    if isinstance(value, Mapping):
+        return _Items(value.items())
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, set):
+        return frozenset(value)
+    return value
+
+
+def _operands(has_bias: bool) -> tuple[str, ...]:
+    return OPERANDS if has_bias else OPERANDS[:2]
+
+
 def _operand(name: object, argument: str, has_bias: bool) -> str:
     if not isinstance(name, str):
         raise TypeError(
@@ -57,9 +76,9 @@ def _operand(name: object, argument: str, has_bias: bool) -> str:
         )
     if name not in OPERANDS:
         near = difflib.get_close_matches(name.lower(), OPERANDS, n=1, cutoff=0.3)
-        hint = f'did you mean "{near[0]}"?' if near else ""
+        hint = f'; did you mean "{near[0]}"?' if near else "."
         raise ValueError(
-            f'`{argument}` names the operand "{name}"; {hint} Due is one of'
+            f'`{argument}` names the operand "{name}"{hint} Due is one of'
             f" {', '.join(map(repr, OPERANDS))}."
         )
     if name == "bias" and not has_bias:
@@ -77,15 +96,13 @@ def _layout(operand: str, transpose: object, adjoint: object) -> str:
 
 
 def _blocked(stop_gradient: object, has_bias: bool) -> tuple[str, ...]:
-    if stop_gradient is None or (
-        isinstance(stop_gradient, (bool, np.bool_)) and not stop_gradient
-    ):
+    if stop_gradient is None:
         return ()
     if isinstance(stop_gradient, (bool, np.bool_)):
-        return OPERANDS if has_bias else OPERANDS[:2]
+        return _operands(has_bias) if stop_gradient else ()
     if isinstance(stop_gradient, str):
         stop_gradient = (stop_gradient,)
-    if not isinstance(stop_gradient, (tuple, list, set, frozenset)):
+    if not isinstance(stop_gradient, (tuple, frozenset)):
         raise TypeError(
             f"`stop_gradient` is a {type(stop_gradient).__name__}; due is None, True, False, one of"
             f" {', '.join(map(repr, OPERANDS))}, or a tuple, list or set of them."
@@ -114,15 +131,12 @@ def _scale(value: object, name: str) -> float:
 def _scales(gradient_scale: object, has_bias: bool) -> dict[str, float]:
     if gradient_scale is None:
         return {}
-    if isinstance(gradient_scale, Mapping):
-        gradient_scale = gradient_scale.items()
-    if not isinstance(gradient_scale, (frozenset, Iterable)) or hasattr(gradient_scale, "shape"):
-        operands = OPERANDS if has_bias else OPERANDS[:2]
-        return {name: _scale(gradient_scale, name) for name in operands}
-    return {
-        _operand(name, "gradient_scale", has_bias): _scale(value, name)
-        for name, value in gradient_scale
-    }
+    if isinstance(gradient_scale, _Items):
+        return {
+            _operand(name, "gradient_scale", has_bias): _scale(value, name)
+            for name, value in gradient_scale
+        }
+    return {name: _scale(gradient_scale, name) for name in _operands(has_bias)}
 
 
 @lru_cache(maxsize=4096, typed=True)
@@ -149,15 +163,6 @@ def _resolve(
         activation=canonical_name(activation),
         policy=GradientPolicy(blocked, tuple(scales), tuple(scales.values())),
     )
-
-
-def _hashable(value: object) -> object:
-    """Turn the containers that users write into ones that a cache can look up."""
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, set):
-        return frozenset(value)
-    return value
 
 
 def resolve_options(
@@ -187,10 +192,10 @@ def resolve_options(
         has_bias,
         activation,
         _hashable(stop_gradient),
-        gradient_scale,
+        _hashable(gradient_scale),
     )
     try:
         hash(key)
-    except TypeError:  # a dict of scales, a tensor, a list in a list
+    except TypeError:  # a tensor, a list in a list
         return _resolve.__wrapped__(*key)
     return _resolve(*key)

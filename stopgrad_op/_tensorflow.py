@@ -1,7 +1,7 @@
 """What this package uses of TensorFlow beyond its public interface, in one place.
 
 Public functions cannot say whether a tape is watching, or record an operation that was run aside;
-these can, and have been the same in TensorFlow 2.19 to 2.21.
+these can.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from tensorflow.python.eager import record
 stop_recording = record.stop_recording
 
 
-def any_recorded(tensors: Sequence[tf.Tensor]) -> bool:
-    """Return whether a gradient tape watches, or may watch, one of the eager tensors."""
-    return record.could_possibly_record() and bool(record.should_record_backprop(list(tensors)))
+def gradient_order(tensors: Sequence[tf.Tensor]) -> int:
+    """Return which derivatives can be asked for of what is computed from the eager tensors.
+
+    0 where no gradient tape or forward accumulator watches them, 1 where one does, 2 where several
+    or a persistent one do, so that a gradient may itself be differentiated.
+    """
+    return int(pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes(list(tensors)))
 
 
 def record_gradient(

@@ -3,9 +3,9 @@
 #include <vector>
 
 #include "cpu/fused_matmul.h"
+#include "tensorflow/compat.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/tensor.h"
-#include "tensorflow/core/platform/threadpool.h"
 #include "tensorflow/op_attributes.h"
 
 namespace stopgrad::tensorflow_ops {
@@ -27,9 +27,7 @@ class TensorFlowHost : public Host {
   int threads() const override { return workers_.num_threads; }
 
   void ParallelFor(int64_t count, const std::function<void(int64_t)>& task) override {
-    // Tasks come ready cut, so each is a block of its own.
-    const auto one_by_one = tsl::thread::ThreadPool::SchedulingParams::Fixed(1);
-    workers_.workers->ParallelFor(count, one_by_one, [&](int64_t begin, int64_t end) {
+    workers_.workers->ParallelFor(count, OneByOne(), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) task(i);
     });
   }

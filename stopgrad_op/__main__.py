@@ -1,0 +1,73 @@
+"""The command line, `python -m stopgrad_op`."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stopgrad_op._library import build_info, load_ops
+
+
+def demo() -> int:
+    """Show what blocking a gradient does; return 1 and say why if it does not do it."""
+    try:
+        load_ops()
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    from stopgrad_op._demo import run_demo
+
+    wrong = run_demo()
+    sys.stdout.flush()
+    for line in wrong:
+        print(f"demo failed: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def info() -> int:
+    """Print what this copy was built with and what it runs on."""
+    built = build_info()
+    lines = {"stopgrad_op": f"{built['version']}, in {Path(__file__).parent}"}
+    running = f"Python {platform.python_version()}"
+    if built["tensorflow"] is None:
+        lines["built for"] = "no TensorFlow; stopgrad_op._kernels only"
+    else:
+        import tensorflow as tf
+
+        lines["built for"] = (
+            f"TensorFlow {built['tensorflow']} ({built['tensorflow_distribution']}),"
+            f" _GLIBCXX_USE_CXX11_ABI={built['cxx11_abi']}"
+        )
+        running = f"TensorFlow {tf.version.VERSION}, {running}"
+    lines["running on"] = running
+    shown = ("version", "tensorflow", "tensorflow_distribution", "cxx11_abi")
+    for name, value in built.items():
+        if name not in shown:
+            lines[name.replace("_", " ")] = str(value)
+    for name, text in lines.items():
+        print(f"{name:<14}{text}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stopgrad_op",
+        description="Matrix products for TensorFlow that do not compute the gradients you block.",
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for command, help_text in (
+        (demo, "train two small networks and show what blocking a gradient does"),
+        (info, "print what this copy was built with and what it runs on"),
+    ):
+        subparser = commands.add_parser(command.__name__, help=help_text, description=help_text)
+        subparser.set_defaults(run=command)
+    status: int = parser.parse_args(arguments).run()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The kernels of stopgrad_op on NumPy arrays, without TensorFlow."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict, overload
+
+import numpy.typing as npt
+
+from stopgrad_op._library import BuildInfo
+from stopgrad_op._stats import KernelStats
+
+_Array = npt.NDArray[Any]
+_Layout = Literal["normal", "transpose", "adjoint"]
+
+class _Product(TypedDict):
+    m: int
+    n: int
+    k: int
+    outputs: int
+    terms: int
+    alpha: float
+
+class _Plan(TypedDict):
+    pass_over_dy: bool
+    writes_dz: bool
+    sums_bias: bool
+    products: dict[str, _Product]
+
+@overload
+def matmul(
+    a: _Array,
+    b: _Array,
+    bias: _Array | None = None,
+    *,
+    layout_a: _Layout = "normal",
+    layout_b: _Layout = "normal",
+    activation: str = "linear",
+    return_preactivation: Literal[False] = False,
+    threads: int = 1,
+    poison: bool = False,
+) -> _Array: ...
+@overload
+def matmul(
+    a: _Array,
+    b: _Array,
+    bias: _Array | None = None,
+    *,
+    layout_a: _Layout = "normal",
+    layout_b: _Layout = "normal",
+    activation: str = "linear",
+    return_preactivation: Literal[True],
+    threads: int = 1,
+    poison: bool = False,
+) -> tuple[_Array, _Array]: ...
+def matmul_gradient(
+    dy: _Array,
+    a: _Array | None = None,
+    b: _Array | None = None,
+    saved: _Array | None = None,
+    *,
+    needed: Sequence[str],
+    layout_a: _Layout = "normal",
+    layout_b: _Layout = "normal",
+    activation: str = "linear",
+    a_shape: Sequence[int] | None = None,
+    b_shape: Sequence[int] | None = None,
+    scales: Mapping[str, float] = ...,
+    threads: int = 1,
+    poison: bool = False,
+) -> dict[str, _Array]: ...
+def plan(
+    a_shape: Sequence[int],
+    b_shape: Sequence[int],
+    *,
+    layout_a: _Layout = "normal",
+    layout_b: _Layout = "normal",
+    activation: str = "linear",
+    needed: Sequence[str],
+    scales: Mapping[str, float] = ...,
+) -> _Plan: ...
+def activations() -> dict[str, Literal["nothing", "output", "preactivation"]]: ...
+def kernel_stats() -> KernelStats: ...
+def reset_kernel_stats() -> None: ...
+def build_info() -> BuildInfo: ...
