@@ -394,8 +394,6 @@ def demonstrate_training(digits: Digits) -> list[str]:
 
 def run_demo() -> list[str]:
     """Print the demonstration and return what in it is wrong, a line each."""
-    # Stock TensorFlow says at every TF1 name that it is deprecated; here that is the subject.
-    tf.get_logger().setLevel("ERROR")
     wrong = demonstrate_step()
     print()
     try:

@@ -24,14 +24,14 @@ def is_command_line() -> bool:
 def quiet_import() -> Iterator[None]:
     """Write nothing to stderr in this context, on the command line and if all goes well.
 
-    Whoever sets TF_CPP_MIN_LOG_LEVEL gets what TensorFlow then writes. The variable alone does not
-    silence it: while TensorFlow is imported its log is not set up, and heeds nothing (TensorFlow's
-    issue 100442). The lines come from C++, so the file descriptor has to be turned aside.
+    TF_CPP_MIN_LOG_LEVEL=0 asks TensorFlow for everything, and then it comes. Other values do not
+    silence it, though they should: while TensorFlow is imported its log is not set up and heeds
+    nothing (TensorFlow's issue 100442). The lines come from C++, so the file descriptor has to be
+    turned aside.
     """
-    if LEVEL in os.environ or not is_command_line():
+    if not is_command_line() or os.environ.setdefault(LEVEL, "2") == "0":
         yield
         return
-    os.environ[LEVEL] = "2"
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as log:

@@ -31,6 +31,7 @@ void EpilogueRows(const typename Traits::Accumulator* accumulator,
                   const typename Traits::Storage* bias, typename Traits::Storage* z,
                   typename Traits::Storage* y, int64_t rows, int64_t cols, int64_t row_stride) {
   using Accumulator = typename Traits::Accumulator;
+  const ActivationFunction<activation, Accumulator> function;
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t row = i * row_stride;
     // Every element is read before it is written, also where y is the accumulator's memory.
@@ -39,7 +40,7 @@ void EpilogueRows(const typename Traits::Accumulator* accumulator,
       Accumulator value = accumulator[row + j];
       if constexpr (has_bias) value += Load(bias[j]);
       if constexpr (has_z) Store(value, &z[row + j]);
-      Store(ActivationFunction<activation>::Value(value), &y[row + j]);
+      Store(function.Value(value), &y[row + j]);
     }
   }
 }
@@ -69,13 +70,14 @@ void ActivationGradientRows(const typename Traits::Storage* dy,
                             typename Traits::Accumulator* sums, int64_t rows, int64_t cols,
                             int64_t row_stride) {
   using Accumulator = typename Traits::Accumulator;
+  const ActivationFunction<activation, Accumulator> function;
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t row = i * row_stride;
 #pragma GCC ivdep
     for (int64_t j = 0; j < cols; ++j) {
       Accumulator value = Load(dy[row + j]);
       if constexpr (activation != Activation::kLinear) {
-        value *= ActivationFunction<activation>::Derivative(Load(saved[row + j]));
+        value *= function.Derivative(Load(saved[row + j]));
       }
       if constexpr (has_dz) Store(value, &dz[row + j]);
       if constexpr (has_sums) sums[j] += value;

@@ -29,14 +29,32 @@ namespace {
 
 inline float Exp(float x) { return ::expf(x); }
 inline double Exp(double x) { return ::exp(x); }
+inline float Erfc(float x) { return ::erfcf(x); }
+inline double Erfc(double x) { return ::erfc(x); }
 inline float Expm1(float x) { return ::expm1f(x); }
 inline double Expm1(double x) { return ::expm1(x); }
 inline float Log1p(float x) { return ::log1pf(x); }
 inline double Log1p(double x) { return ::log1p(x); }
 inline float Tanh(float x) { return ::tanhf(x); }
 inline double Tanh(double x) { return ::tanh(x); }
-inline float Erfc(float x) { return ::erfcf(x); }
-inline double Erfc(double x) { return ::erfc(x); }
+
+// A number that the compiler does not know. Knowing a bound, it would give the elements beyond it
+// their result aside and call the vector function with all elements as they were.
+template <typename T>
+inline T Opaque(T value) {
+  asm("" : "+m"(value));
+  return value;
+}
+
+// NaNs pass through.
+template <typename T>
+inline T AtLeast(T low, T x) {
+  return x < low ? low : x;
+}
+template <typename T>
+inline T AtMost(T high, T x) {
+  return x > high ? high : x;
+}
 
 }  // namespace
 }  // namespace stopgrad
