@@ -71,5 +71,5 @@ def canonical_name(activation: str | Callable[..., Any] | None) -> str:
             )
         return known
     raise TypeError(
-        f"`activation` is a {type(activation).__name__}; due is None, a name or a function."
+        f"`activation` has type {type(activation).__name__}; due is None, a name or a function."
     )

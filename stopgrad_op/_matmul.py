@@ -23,6 +23,7 @@ _DTYPES = (*_FLOATING, tf.complex64, tf.complex128, tf.int32, tf.int64)
 _ASIDE_GRADIENT = "StopgradOp>FusedMatMul/aside"
 
 
+@_tensorflow.not_converted
 def matmul(
     a: Any,
     b: Any,

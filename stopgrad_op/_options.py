@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -55,13 +55,15 @@ class _Items(tuple[tuple[Any, Any], ...]):
 
 def _hashable(value: object) -> object:
     """Turn the containers that users write into ones that a cache can look up."""
+    if isinstance(value, (str, float, tuple)) or value is None or hasattr(value, "shape"):
+        return value
     if isinstance(value, Mapping):
         return _Items(value.items())
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, set):
-        return frozenset(value)
-    return value
+    return tuple(value) if isinstance(value, Iterable) else value
+
+
+def _type_name(value: object) -> str:
+    return "dict" if isinstance(value, _Items) else type(value).__name__
 
 
 def _operands(has_bias: bool) -> tuple[str, ...]:
@@ -102,10 +104,10 @@ def _blocked(stop_gradient: object, has_bias: bool) -> tuple[str, ...]:
         return _operands(has_bias) if stop_gradient else ()
     if isinstance(stop_gradient, str):
         stop_gradient = (stop_gradient,)
-    if not isinstance(stop_gradient, (tuple, frozenset)):
+    if not isinstance(stop_gradient, tuple) or isinstance(stop_gradient, _Items):
         raise TypeError(
-            f"`stop_gradient` is a {type(stop_gradient).__name__}; due is None, True, False, one of"
-            f" {', '.join(map(repr, OPERANDS))}, or a tuple, list or set of them."
+            f"`stop_gradient` has type {_type_name(stop_gradient)}; due is None, True, False, one"
+            f" of {', '.join(map(repr, OPERANDS))}, or several of them."
         )
     names = {_operand(name, "stop_gradient", has_bias) for name in stop_gradient}
     return tuple(name for name in OPERANDS if name in names)
@@ -115,7 +117,7 @@ def _scale(value: object, name: str) -> float:
     what = f"`gradient_scale` of `{name}`"
     if hasattr(value, "shape") and not isinstance(value, (np.ndarray, np.generic)):
         raise NotImplementedError(
-            f"{what} is a {type(value).__name__}; a gradient scale that is read at run time is not"
+            f"{what} is a tensor ({type(value).__name__}); a scale that is read at run time is not"
             " built yet. Due is a number."
         )
     if isinstance(value, np.ndarray) and value.ndim == 0:
@@ -136,6 +138,11 @@ def _scales(gradient_scale: object, has_bias: bool) -> dict[str, float]:
             _operand(name, "gradient_scale", has_bias): _scale(value, name)
             for name, value in gradient_scale
         }
+    if isinstance(gradient_scale, tuple):
+        raise TypeError(
+            "`gradient_scale` is a sequence; due is a number for all operands, or a dict from"
+            " operands to numbers."
+        )
     return {name: _scale(gradient_scale, name) for name in _operands(has_bias)}
 
 
