@@ -33,7 +33,8 @@ int64_t Product::Flops(bool is_complex) const {
 
 namespace {
 
-// Makes `dim` a part of m, n or k where the matrices along it lie one behind the other.
+// Makes `dim` a part of m or k where the matrices along it lie one behind the other. Not of n: the
+// columns of C are what a bias has an element for.
 bool Fold(const BatchDim& dim, Product* product) {
   Product& p = *product;
   if (dim.sums()) {
@@ -44,11 +45,6 @@ bool Fold(const BatchDim& dim, Product* product) {
   if (dim.b_stride == 0 && dim.a_stride == p.m * p.a.row_stride &&
       dim.c_stride == p.m * p.c.row_stride) {
     p.m *= dim.extent;
-    return true;
-  }
-  if (dim.a_stride == 0 && dim.b_stride == p.n * p.b.col_stride &&
-      dim.c_stride == p.n * p.c.col_stride) {
-    p.n *= dim.extent;
     return true;
   }
   return false;
