@@ -23,7 +23,7 @@ help: ## say what there is
 	@echo "PYTHON=python3.12 chooses the interpreter, TENSORFLOW=2.20.0 or nightly the TensorFlow."
 
 # One environment for each interpreter and TensorFlow, so that switching back costs nothing.
-python_tag := $(shell $(PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_info))' 2>&1)
+python_tag := $(shell exec 2>/dev/null; $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 venv := .venvs/python$(python_tag)-tensorflow$(addprefix -,$(TENSORFLOW))
 lint_venv := .venvs/lint
 # The environment's bin on PATH, as if it were activated: an installer that builds in an environment
@@ -43,17 +43,18 @@ tensorflow = tensorflow$(cpu)==$(TENSORFLOW)
 endif
 
 # A file newer than the installed package means: install it again.
-sources := CMakeLists.txt pyproject.toml README.md \
+sources := CMakeLists.txt pyproject.toml \
   $(shell find backend cmake csrc stopgrad_op -type f -not -name '*.pyc' 2>/dev/null)
 
 # %/pip stands for an environment with a pip that knows dependency groups.
 %/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
-	  echo "stopgrad_op needs Python 3.10 to 3.13; type: make $(MAKECMDGOALS) PYTHON=python3.12"; \
+	@exec 3>&2 2>/dev/null; \
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "stopgrad_op needs Python 3.10 to 3.13; type: make $(MAKECMDGOALS) PYTHON=python3.12" >&3; \
 	  exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "this Python cannot make virtual environments; type: sudo apt-get install python3-venv"; \
-	  exit 1; }
+	  echo "this Python cannot make virtual environments; type:" \
+	  "sudo apt-get install $(notdir $(PYTHON))-venv" >&2; exit 1; }
 	@echo "==> making $(@D)"
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(call pip,$(@D)) --upgrade 'pip>=25.1'
@@ -66,7 +67,7 @@ $(venv)/tensorflow: | $(venv)/pip
 
 # Built in isolation, as `pip install .` does for everybody.
 $(venv)/stopgrad_op: $(sources) | $(venv)/tensorflow
-	@echo "==> building and installing stopgrad_op; this takes minutes"
+	@echo "==> building and installing stopgrad_op; this takes a minute or two"
 	@$(call pip,$(venv)) '.[demo,test]'
 	@touch $@
 
@@ -76,7 +77,7 @@ $(lint_venv)/linters: pyproject.toml | $(lint_venv)/pip
 	@touch $@
 
 demo: $(venv)/stopgrad_op
-	@$(venv)/bin/python -m stopgrad_op demo
+	@TF_CPP_MIN_LOG_LEVEL=1 $(venv)/bin/python -m stopgrad_op demo
 
 # Not `python -m pytest`: that would put this folder before the installed package.
 test: $(venv)/stopgrad_op

@@ -1,8 +1,8 @@
 """Find the TensorFlow to build against and say what the build needs to know of it.
 
-As a script it prints one JSON object, which CMakeLists.txt reads; the build hooks import it. It uses
-the standard library only, because it runs before anything is installed. What is supported stands
-here and nowhere else.
+As a script it prints one JSON object, which CMake reads; the build hooks import it. It uses the
+standard library only, because it runs before anything is installed. Which versions are supported
+stands here and nowhere else.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def check_supported(distribution: str, version: str) -> None:
     match = re.match(r"(\d+)\.(\d+)", version)
     minor = (int(match[1]), int(match[2])) if match else (0, 0)
     nightly = "dev" in version
-    if OLDEST <= minor and (minor <= NEWEST or nightly):
+    if minor >= OLDEST and (minor <= NEWEST or nightly):
         return
     age = "old" if minor < OLDEST else "new"
     # Who has a nightly gets a newer nightly: releases of it do not exist.
@@ -74,10 +74,11 @@ class Place:
     environ: dict[str, str]
 
     def run(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        # `python -c` puts the working directory first on the path; what lies there is not installed.
+        """Run code there; it finds the arguments in sys.argv[1:]."""
+        # `python -c` puts the working directory on the path, and what lies there is not installed.
+        code = "import sys; sys.path = [p for p in sys.path if p]\n" + code
         return subprocess.run(
-            [self.python, "-c", "import sys; sys.path = [p for p in sys.path if p]\n" + code]
-            + list(arguments),
+            [self.python, "-c", code, *arguments],
             env={**self.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
             capture_output=True,
             text=True,
@@ -123,7 +124,7 @@ def active_python() -> Path | None:
     for folder in map(Path, os.environ.get("PATH", "").split(os.pathsep)):
         environment = folder.parent
         known = (environment / "pyvenv.cfg").exists() or (environment / "conda-meta").exists()
-        if known and environment != Path(sys.prefix) and (folder / program).exists():
+        if known and (folder / program).exists() and not environment.samefile(sys.prefix):
             return folder / program
     return None
 

@@ -14,16 +14,15 @@ set(TensorFlow_DISTRIBUTION "${stopgrad_distribution}")
 
 add_library(TensorFlow::framework SHARED IMPORTED)
 set_target_properties(TensorFlow::framework PROPERTIES
-  IMPORTED_LOCATION "${stopgrad_framework_library}"
-  # TensorFlow has loaded it before it loads the ops, from wherever it is installed by then.
-  IMPORTED_NO_SONAME OFF)
+  IMPORTED_LOCATION "${stopgrad_framework_library}")
 target_include_directories(TensorFlow::framework SYSTEM INTERFACE "${stopgrad_include_dir}")
 string(JSON stopgrad_flag_count LENGTH "${stopgrad_tensorflow}" compile_flags)
 if(stopgrad_flag_count GREATER 0)
   math(EXPR stopgrad_last "${stopgrad_flag_count} - 1")
   foreach(i RANGE ${stopgrad_last})
     string(JSON stopgrad_flag GET "${stopgrad_tensorflow}" compile_flags ${i})
-    target_compile_options(TensorFlow::framework INTERFACE "${stopgrad_flag}")
+    # For all targets: std::string crosses from one to the other, and its layout is one of the flags.
+    add_compile_options("${stopgrad_flag}")
   endforeach()
 endif()
 target_compile_features(TensorFlow::framework INTERFACE cxx_std_${stopgrad_cxx_standard})

@@ -65,7 +65,7 @@ struct ActivationFunction<Activation::kGelu, T> {
   static constexpr double kInvSqrtTwoPi = 0.39894228040143267794;
   // Below it the tail of the distribution is as good as 0, and the vector form of erfc gives way to
   // scalar calls that take eighty times as long.
-  T low = Opaque(sizeof(T) == 4 ? T(-13) : T(-37.4));
+  T low = Opaque(sizeof(T) == 4 ? T(-14.2) : T(-38.4));
   T Value(T z) const {
     z = AtLeast(low, z);
     return T(0.5) * z * Erfc(T(-kSqrtHalf) * z);

@@ -87,6 +87,11 @@ DType DTypeOf(const char* argument, const py::array& array) {
                        "complex128, int32, int64");
 }
 
+// The array's dtype in this machine's byte order.
+py::dtype NativeDType(const py::array& array) {
+  return py::cast<py::dtype>(array.dtype().attr("newbyteorder")("="));
+}
+
 Shape ShapeOf(const py::array& array) { return Shape(array.shape(), array.shape() + array.ndim()); }
 
 // A dense array, checked against the dtype of the first one.
@@ -95,7 +100,8 @@ class Argument {
   Argument(const char* name, const std::optional<py::array>& array,
            const std::optional<DType>& dtype) {
     if (!array) return;
-    array_ = py::cast<py::array>(py::module_::import("numpy").attr("ascontiguousarray")(*array));
+    array_ = py::cast<py::array>(
+        py::module_::import("numpy").attr("ascontiguousarray")(*array, NativeDType(*array)));
     // ascontiguousarray makes a vector of a scalar.
     shape_ = ShapeOf(*array);
     const DType own = DTypeOf(name, *array_);
@@ -165,9 +171,9 @@ py::object MatMul(const py::array& a_array, const py::array& b_array,
                                  &problem));
   if (bias) ThrowIfError(CheckBias(problem, *bias.shape()));
 
-  py::array y = NewArray(a_array.dtype(), problem.ShapeOfY(), poison);
+  py::array y = NewArray(NativeDType(a_array), problem.ShapeOfY(), poison);
   py::object z = py::none();
-  if (return_preactivation) z = NewArray(a_array.dtype(), problem.ShapeOfY(), poison);
+  if (return_preactivation) z = NewArray(NativeDType(a_array), problem.ShapeOfY(), poison);
   const cpu::ForwardTensors tensors{a.data(), b.data(), bias.data(), y.mutable_data(),
                                     z.is_none() ? nullptr : py::cast<py::array>(z).mutable_data()};
   ThreadsHost host = MakeHost(threads);
@@ -249,7 +255,7 @@ py::dict MatMulGradient(const py::array& dy_array, const std::optional<py::array
   py::dict results;
   const auto result = [&](bool need, const char* name, const Shape& shape) -> void* {
     if (!need) return nullptr;
-    py::array array = NewArray(dy_array.dtype(), shape, poison);
+    py::array array = NewArray(NativeDType(dy_array), shape, poison);
     results[name] = array;
     return array.mutable_data();
   };
