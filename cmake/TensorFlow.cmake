@@ -26,6 +26,6 @@ if(stopgrad_flag_count GREATER 0)
   endforeach()
 endif()
 target_compile_features(TensorFlow::framework INTERFACE cxx_std_${stopgrad_cxx_standard})
-# Logging in Eigen and protobuf headers is written for builds with NDEBUG; TensorFlow is one.
+# TensorFlow is built with it, and the inline functions in its headers have to agree with that.
 target_compile_definitions(TensorFlow::framework INTERFACE NDEBUG)
 message(STATUS "TensorFlow: ${TensorFlow_DISTRIBUTION} ${TensorFlow_VERSION}")
