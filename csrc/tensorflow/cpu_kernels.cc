@@ -71,9 +71,7 @@ class FusedMatMulOp : public OpKernel {
  public:
   explicit FusedMatMulOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, ReadAttributes(context, &attributes_));
-    OP_REQUIRES_OK(context, context->GetAttr("num_bias", &num_bias_));
-    OP_REQUIRES(context, num_bias_ <= 1,
-                absl::InvalidArgumentError("at most one `bias` can be given"));
+    OP_REQUIRES_OK(context, ReadAttributes(context, attributes_, &forward_));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -84,7 +82,7 @@ class FusedMatMulOp : public OpKernel {
                                                      attributes_.layout_b, ToShape(a.shape()),
                                                      ToShape(b.shape()), &problem)));
     cpu::ForwardTensors tensors{a.data(), b.data()};
-    if (num_bias_ == 1) {
+    if (forward_.has_bias) {
       const Tensor& bias = context->input(2);
       OP_REQUIRES_OK(context, ToAbsl(CheckBias(problem, ToShape(bias.shape()))));
       tensors.bias = bias.data();
@@ -94,11 +92,10 @@ class FusedMatMulOp : public OpKernel {
     Tensor* y = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &y));
     tensors.y = y->data();
-    for (int i = 1; i < context->num_outputs(); ++i) {
-      // In a graph, z is consumed by the gradient op alone; without one it is not even allocated.
-      if (!context->output_required(i)) continue;
+    // In a graph, z is consumed by the gradient op alone; without one it is not even allocated.
+    if (forward_.has_z && context->output_required(1)) {
       Tensor* z = nullptr;
-      OP_REQUIRES_OK(context, context->allocate_output(i, shape, &z));
+      OP_REQUIRES_OK(context, context->allocate_output(1, shape, &z));
       tensors.z = z->data();
     }
     TensorFlowHost host(context);
@@ -108,7 +105,7 @@ class FusedMatMulOp : public OpKernel {
 
  private:
   ProductAttributes attributes_;
-  int num_bias_ = 0;
+  ForwardAttributes forward_;
 };
 
 class FusedMatMulGradOp : public OpKernel {
@@ -151,10 +148,11 @@ class FusedMatMulGradOp : public OpKernel {
     MatMulProblem problem;
     const bool has_products = a != nullptr || b != nullptr;
     if (has_products) {
-      OP_REQUIRES_OK(context, ToAbsl(MakeGradientProblem(
-                                  product_.dtype, product_.layout_a, product_.layout_b,
-                                  ToShape(dy.shape()), shape_a.empty() ? nullptr : &shape_a,
-                                  shape_b.empty() ? nullptr : &shape_b, &problem)));
+      OP_REQUIRES_OK(context,
+                     ToAbsl(MakeGradientProblem(
+                         product_.dtype, product_.layout_a, product_.layout_b, ToShape(dy.shape()),
+                         a != nullptr || attributes_.has_shape_a ? &shape_a : nullptr,
+                         b != nullptr || attributes_.has_shape_b ? &shape_b : nullptr, &problem)));
     }
     const int64_t cols = dy.dim_size(dy.dims() - 1);
     const int64_t rows = cols == 0 ? 0 : dy.NumElements() / cols;

@@ -53,6 +53,12 @@ struct ProductAttributes {
   std::vector<std::string> scaled;  // operands that have a gradient scale, in order of the inputs
 };
 
+// The forward op's further attributes.
+struct ForwardAttributes {
+  bool has_bias = false;
+  bool has_z = false;
+};
+
 // The gradient op's further attributes.
 struct GradientAttributes {
   std::vector<std::string> needed;  // in order of the outputs
@@ -104,6 +110,26 @@ absl::Status ReadAttributes(Context* context, ProductAttributes* attributes) {
   return absl::OkStatus();
 }
 
+// An optional input or output is a list of none or one.
+template <typename Context>
+absl::Status ReadPresence(Context* context, const char* name, bool* present) {
+  int count;
+  if (auto s = context->GetAttr(name, &count); !s.ok()) return s;
+  if (count > 1) {
+    return absl::InvalidArgumentError("`" + std::string(name) + "` must be 0 or 1 and is " +
+                                      std::to_string(count));
+  }
+  *present = count == 1;
+  return absl::OkStatus();
+}
+
+template <typename Context>
+absl::Status ReadAttributes(Context* context, const ProductAttributes&,
+                            ForwardAttributes* attributes) {
+  if (auto s = ReadPresence(context, "num_bias", &attributes->has_bias); !s.ok()) return s;
+  return ReadPresence(context, "num_z", &attributes->has_z);
+}
+
 template <typename Context>
 absl::Status ReadAttributes(Context* context, const ProductAttributes& product,
                             GradientAttributes* attributes) {
@@ -114,13 +140,13 @@ absl::Status ReadAttributes(Context* context, const ProductAttributes& product,
                                                   {"num_shape_a", &attributes->has_shape_a},
                                                   {"num_shape_b", &attributes->has_shape_b}};
   for (const auto& [name, present] : counts) {
-    int count;
-    if (auto s = context->GetAttr(name, &count); !s.ok()) return s;
-    if (count > 1) {
-      return absl::InvalidArgumentError("`" + std::string(name) + "` must be 0 or 1 and is " +
-                                        std::to_string(count));
-    }
-    *present = count == 1;
+    if (auto s = ReadPresence(context, name, present); !s.ok()) return s;
+  }
+  if ((attributes->has_a && attributes->has_shape_a) ||
+      (attributes->has_b && attributes->has_shape_b)) {
+    return absl::InvalidArgumentError(
+        "an operand comes with its shape; `shape_a` and `shape_b` "
+        "stand in for operands that are not given");
   }
   int num_needed;
   if (auto s = context->GetAttr("num_needed", &num_needed); !s.ok()) return s;

@@ -55,7 +55,9 @@ absl::Status TakeApart(InferenceContext* c, const char* name, ShapeHandle shape,
 
 absl::Status FusedMatMulShape(InferenceContext* c) {
   ProductAttributes attributes;
+  ForwardAttributes forward;
   if (auto s = ReadAttributes(c, &attributes); !s.ok()) return s;
+  if (auto s = ReadAttributes(c, attributes, &forward); !s.ok()) return s;
   OperandShape a, b;
   if (auto s = TakeApart(c, "a", c->input(0), attributes.layout_a, &a); !s.ok()) return s;
   if (auto s = TakeApart(c, "b", c->input(1), attributes.layout_b, &b); !s.ok()) return s;
@@ -75,10 +77,7 @@ absl::Status FusedMatMulShape(InferenceContext* c) {
         c->DebugString(c->input(0)) + ", b is " + c->DebugString(c->input(1)));
   }
   DimensionHandle cols = b.cols;
-  int num_bias;
-  if (auto s = c->GetAttr("num_bias", &num_bias); !s.ok()) return s;
-  if (num_bias > 1) return absl::InvalidArgumentError("at most one `bias` can be given");
-  if (num_bias == 1) {
+  if (forward.has_bias) {
     ShapeHandle bias;
     if (!c->WithRank(c->input(2), 1, &bias).ok() || !c->Merge(cols, c->Dim(bias, 0), &cols).ok()) {
       return absl::InvalidArgumentError("`bias` must have shape [" + c->DebugString(b.cols) +

@@ -1,0 +1,47 @@
+"""What all tests share: fixed seeds, and which tests this build can run."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import HealthCheck, settings
+
+import stopgrad_op as sg
+
+settings.register_profile(
+    "stopgrad_op",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("stopgrad_op")
+
+_HAS_TENSORFLOW = sg.build_info()["tensorflow"] is not None
+
+collect_ignore = [] if _HAS_TENSORFLOW else ["ops"]
+
+
+def pytest_report_header() -> str:
+    info = sg.build_info()
+    built_for = f"TensorFlow {info['tensorflow']}" if _HAS_TENSORFLOW else "no TensorFlow, no ops"
+    return f"stopgrad_op {info['version']} for {built_for}, {info['openblas']}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers that depend on nothing but the test's name."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def dtype(request: pytest.FixtureRequest) -> str:
+    """The dtype that a test is parametrized with, indirectly."""
+    name: str = request.param
+    if name == "bfloat16" and reference.bfloat16 is None:
+        pytest.skip("bfloat16 arrays need the package ml_dtypes")
+    return name

@@ -1,0 +1,129 @@
+"""The 16-bit types: every bit pattern in, every rounding out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+from reference import Array
+
+from stopgrad_op import _kernels
+
+both = pytest.mark.parametrize("dtype", ["float16", "bfloat16"], indirect=True)
+
+
+def every_number(dtype: str) -> Array:
+    return np.arange(1 << 16, dtype=np.uint16).view(reference.numpy_dtype(dtype))
+
+
+def bits_of(x: Array) -> Array:
+    return np.ascontiguousarray(x).view(np.uint16)
+
+
+def is_nan(x: Array) -> Array:
+    return (bits_of(x) & 0x7FFF) > int(bits_of(np.array([np.inf], x.dtype))[0])
+
+
+def is_zero(x: Array) -> Array:
+    return (bits_of(x) & 0x7FFF) == 0
+
+
+def finite_numbers(dtype: str) -> Array:
+    x = every_number(dtype)
+    return x[(bits_of(x) & 0x7FFF) < bits_of(np.array([np.inf], x.dtype))[0]]
+
+
+def same_numbers(actual: Array, due: Array) -> None:
+    """Assert equal bits; of NaNs, that they are NaNs."""
+    nan = is_nan(due)
+    np.testing.assert_array_equal(is_nan(actual), nan)
+    np.testing.assert_array_equal(bits_of(actual)[~nan], bits_of(due)[~nan])
+
+
+@both
+def test_every_bit_pattern_survives_a_product_with_one(dtype: str) -> None:
+    x = every_number(dtype)
+    one = np.ones((1, 1), x.dtype)
+    y = _kernels.matmul(x.reshape(-1, 1), one, poison=True).ravel()
+    zero = is_zero(x)  # a sum that begins with +0 has no negative zero
+    same_numbers(y[~zero], x[~zero])
+    assert np.all(is_zero(y[zero]))
+
+
+@both
+def test_every_bit_pattern_survives_one_by_itself(dtype: str) -> None:
+    """One row this time, where the loops take whole vectors."""
+    x = every_number(dtype)
+    one = np.ones((1, 1), x.dtype)
+    y = _kernels.matmul(one, x.reshape(1, -1), poison=True).ravel()
+    zero = is_zero(x)
+    same_numbers(y[~zero], x[~zero])
+    assert np.all(is_zero(y[zero]))
+
+
+@both
+def test_every_bit_pattern_survives_the_gradient_pass(dtype: str) -> None:
+    x = every_number(dtype)
+    dz = _kernels.matmul_gradient(x.reshape(64, -1), needed=["z"], poison=True)["z"].ravel()
+    same_numbers(dz, x)
+
+
+def rounded(wide: Array, dtype: str) -> Array:
+    with np.errstate(over="ignore"):
+        return wide.astype(np.float32).astype(reference.numpy_dtype(dtype))
+
+
+@both
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_results_round_to_nearest_and_ties_to_even(dtype: str, sign: float) -> None:
+    """Sums of two numbers that lie on, just above and just below the middle of two neighbours."""
+    numbers = finite_numbers(dtype)
+    x = numbers[reference.widen(numbers) > 0][:-1]
+    wide = reference.widen(x)
+    # The distance to the next number, taken from the bits.
+    distance = reference.widen((bits_of(x) + 1).view(x.dtype)) - wide
+    for part in (0.5, 0.25, 0.75, 1.5):
+        step = distance * part
+        addend = step.astype(x.dtype)
+        # Subnormal steps have no half.
+        kept = reference.widen(addend) == step
+        a = np.stack([x[kept], addend[kept]], axis=1)
+        b = np.full((2, 1), sign, x.dtype)
+        y = _kernels.matmul(a, b, poison=True).ravel()
+        # Both terms are exact in float32, and so is their sum.
+        due = rounded(sign * (wide[kept] + step[kept]), dtype)
+        same_numbers(y, due)
+
+
+@both
+def test_overflow_rounds_to_infinity_where_the_middle_does(dtype: str) -> None:
+    largest = float(reference.widen(finite_numbers(dtype)).max())
+    step = reference.unit_in_the_last_place(largest, dtype)
+    number = reference.numpy_dtype(dtype).type
+    sums = [(largest, step * part) for part in (0.25, 0.5, 0.75)]
+    a = np.array([[number(x), number(y)] for x, y in sums], dtype=number)
+    y = _kernels.matmul(a, np.ones((2, 1), number)).ravel()
+    np.testing.assert_array_equal(reference.widen(y), [largest, np.inf, np.inf])
+
+
+@both
+def test_products_of_subnormal_numbers_round_right(dtype: str) -> None:
+    numbers = every_number(dtype)
+    tiny = numbers[1 : 1 << 7]
+    factors = np.array([0.5, 0.75, 1.5, -0.5, -1.5, 100.0], numbers.dtype)
+    y = _kernels.matmul(tiny.reshape(-1, 1), factors.reshape(1, -1))
+    exact = np.outer(reference.widen(tiny), reference.widen(factors))
+    same_numbers(y.ravel(), rounded(exact, dtype).ravel())
+
+
+@both
+def test_sums_are_kept_in_float32(dtype: str) -> None:
+    """4096 ones and as many halves of the dtype's epsilon: in the dtype, each addition is lost."""
+    count = 4096
+    small = reference.epsilon(dtype) / 4
+    a = np.array([[1.0, *[small] * count]]).astype(reference.numpy_dtype(dtype))
+    b = np.ones((count + 1, 1), a.dtype)
+    due = rounded(np.array([1 + count * small]), dtype)
+    same_numbers(_kernels.matmul(a, b).ravel(), due)
+    bias = _kernels.matmul_gradient(np.ascontiguousarray(a.T), needed=["bias"])["bias"]
+    same_numbers(bias, due)
