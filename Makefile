@@ -77,7 +77,7 @@ $(lint_venv)/linters: pyproject.toml | $(lint_venv)/pip
 	@touch $@
 
 demo: $(venv)/stopgrad_op
-	@TF_CPP_MIN_LOG_LEVEL=1 $(venv)/bin/python -m stopgrad_op demo
+	@TF_CPP_MIN_LOG_LEVEL=2 $(venv)/bin/python -m stopgrad_op demo
 
 # Not `python -m pytest`: that would put this folder before the installed package.
 test: $(venv)/stopgrad_op

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stopgrad_op._library import build_info
-from stopgrad_op._quiet import quiet_import
 from stopgrad_op._stats import kernel_stats, reset_kernel_stats
 
 if TYPE_CHECKING:
@@ -20,8 +19,7 @@ __version__: str = build_info()["version"]
 __all__ = ["build_info", "kernel_stats", "matmul", "reset_kernel_stats"]
 
 if build_info()["tensorflow"] is not None:
-    with quiet_import():
-        from stopgrad_op._matmul import matmul
+    from stopgrad_op._matmul import matmul
 
 
 def __getattr__(name: str) -> Any:

@@ -14,11 +14,10 @@ def run_command(tmp_path_factory):
     """Run `python -m stopgrad_op` in an empty folder, so that no checkout stands on its path."""
 
     def run(*arguments, **environ):
-        inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
         return subprocess.run(
             [sys.executable, "-m", "stopgrad_op", *arguments],
             cwd=tmp_path_factory.mktemp("empty"),
-            env={**inherited, **environ},
+            env={**os.environ, **environ},
             capture_output=True,
             text=True,
             check=False,

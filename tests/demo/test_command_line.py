@@ -32,12 +32,6 @@ def test_info_works_without_tensorflow(monkeypatch, capsys):
     assert "running on    Python 3." in printed
 
 
-@needs_tensorflow
-def test_user_who_asks_for_the_log_gets_it(run_command):
-    result = run_command("info", TF_CPP_MIN_LOG_LEVEL="0", TF_ENABLE_ONEDNN_OPTS="1")
-    assert "oneDNN" in result.stderr
-
-
 def test_demo_without_tensorflow_says_what_to_type(monkeypatch, capsys):
     def load_ops():
         raise ImportError("built without TensorFlow; type this")
