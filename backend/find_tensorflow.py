@@ -32,7 +32,6 @@ DISTRIBUTIONS = (
     "tf-nightly-rocm",
     "tensorflow-cpu-aws",
     "tf-nightly-cpu-aws",
-    "tensorflow-macos",
     "intel-tensorflow",
 )
 
@@ -120,7 +119,7 @@ def target_is_unknown() -> bool:
 
 def active_python() -> Path | None:
     """Return the Python of the activated environment: the one that stands first on PATH."""
-    program = "python.exe" if os.name == "nt" else "python"
+    program = "python"
     for folder in map(Path, os.environ.get("PATH", "").split(os.pathsep)):
         environment = folder.parent
         known = (environment / "pyvenv.cfg").exists() or (environment / "conda-meta").exists()
@@ -184,9 +183,7 @@ print("\\n" + json.dumps({
     "include_dir": tf.sysconfig.get_include(),
     "compile_flags": [flag for flag in flags if flag not in standards],
     "cxx_standard": int(standards[0].rpartition("+")[2]) if standards else 17,
-    "cxx11_abi": int(tf.sysconfig.CXX11_ABI_FLAG),
     "library_dir": tf.sysconfig.get_lib(),
-    "cuda": bool(tf.sysconfig.get_build_info().get("is_cuda_build", False)),
 }))
 """
 
@@ -213,15 +210,14 @@ def describe() -> dict[str, object]:
         "distribution": installed.distribution,
         **facts,
         "framework_library": _library(folder, "tensorflow_framework"),
-        "cc_library": _library(folder, "tensorflow_cc"),
     }
 
 
 def _library(folder: Path, name: str) -> str:
-    for file_name in (f"lib{name}.so.2", f"lib{name}.2.dylib"):
-        if (folder / file_name).exists():
-            return str(folder / file_name)
-    raise TensorFlowError(f"the TensorFlow in {folder} has no lib{name}.so.2 to build against")
+    library = folder / f"lib{name}.so.2"
+    if not library.exists():
+        raise TensorFlowError(f"the TensorFlow in {folder} has no {library.name} to build against")
+    return str(library)
 
 
 def _last_words(process: subprocess.CompletedProcess[str]) -> str:

@@ -41,8 +41,6 @@ ConfigSettings = dict[str, str | list[str]] | None
 
 def check_compiler() -> None:
     """Stop with one line if there is no C++ compiler."""
-    if os.name == "nt":
-        return  # Visual Studio's is not on the path; CMake knows how to find it.
     chosen = shlex.split(os.environ.get("CXX", ""))[:1]
     if chosen and shutil.which(chosen[0]) is None:
         raise SystemExit(
@@ -52,7 +50,7 @@ def check_compiler() -> None:
     if not chosen and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise SystemExit(
             "stopgrad_op: there is no C++17 compiler. Type: sudo apt-get install g++ (Debian,"
-            " Ubuntu), sudo dnf install gcc-c++ (Fedora) or xcode-select --install (macOS)"
+            " Ubuntu) or sudo dnf install gcc-c++ (Fedora)"
         )
 
 

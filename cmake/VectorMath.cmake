@@ -20,7 +20,7 @@ function(stopgrad_add_vector_loops target source)
   set(flags_baseline "")
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
     list(APPEND targets avx2 avx512)
-    set(flags_avx2 -mavx2 -mfma -mbmi2)
+    set(flags_avx2 -mavx2 -mfma)
     set(flags_avx512 ${flags_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl
       -mprefer-vector-width=512)
     target_compile_definitions(${target} PRIVATE STOPGRAD_X86_TARGETS)

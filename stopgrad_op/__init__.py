@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stopgrad_op._library import build_info
+from stopgrad_op._library import build_info, load_ops
 from stopgrad_op._stats import kernel_stats, reset_kernel_stats
 
 if TYPE_CHECKING:
@@ -19,13 +19,12 @@ __version__: str = build_info()["version"]
 __all__ = ["build_info", "kernel_stats", "matmul", "reset_kernel_stats"]
 
 if build_info()["tensorflow"] is not None:
+    load_ops()  # first, because it says what to type if TensorFlow is missing or another one
     from stopgrad_op._matmul import matmul
 
 
 def __getattr__(name: str) -> Any:
     """Say why a part is missing from a build without TensorFlow."""
     if name in __all__:
-        from stopgrad_op._library import load_ops
-
         load_ops()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from stopgrad_op._library import load_kernels
@@ -21,22 +21,16 @@ ALIASES = {"swish": "silu"}
 
 
 @cache
-def _functions(with_keras: bool) -> dict[Callable[..., Any], str]:
-    """Map functions to names. Keras is slow to import and asked only where it is loaded."""
-    named: list[tuple[Any, str]] = []
-    modules: list[Any] = [tf.nn]
-    if with_keras:
-        import keras
-
-        modules += [keras.activations, keras.ops]
-    for module in modules:
-        for name in (*SAVED, *ALIASES):
-            if function := getattr(module, name, None):
-                named.append((function, ALIASES.get(name, name)))
-    if with_keras:
-        # In keras.ops alone, gelu is the approximate one by default.
-        named.append((keras.ops.gelu, "gelu_tanh"))
-    return dict(named)
+def _functions() -> dict[Callable[..., Any], str]:
+    """Map the functions of TensorFlow and Keras to names."""
+    named = {
+        getattr(module, name): ALIASES.get(name, name)
+        for module in (tf.nn, keras.activations, keras.ops)
+        for name in (*SAVED, *ALIASES)
+        if hasattr(module, name)
+    }
+    named[keras.ops.gelu] = "gelu_tanh"  # there alone, the approximate one is the default
+    return named
 
 
 def canonical_name(activation: str | Callable[..., Any] | None) -> str:
@@ -62,7 +56,10 @@ def canonical_name(activation: str | Callable[..., Any] | None) -> str:
             f" {', '.join((*SAVED, *ALIASES))}."
         )
     if callable(activation):
-        known = _functions("keras" in sys.modules).get(activation)
+        try:
+            known = _functions().get(activation)
+        except TypeError:  # not hashable, so none of these
+            known = None
         if known is None:
             raise ValueError(
                 f"`activation` is the function {getattr(activation, '__name__', activation)!r},"

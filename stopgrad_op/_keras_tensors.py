@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 import keras
+import tensorflow as tf
 
-from stopgrad_op._options import GradientPolicy, MatMulOptions
+from stopgrad_op._options import OPERANDS, GradientPolicy, MatMulOptions
 
 
 @keras.saving.register_keras_serializable("stopgrad_op")
@@ -33,5 +34,17 @@ class MatMul(keras.Operation):
 
 
 def symbolic_matmul(a: Any, b: Any, bias: Any, options: MatMulOptions, name: str | None) -> Any:
-    """Add the product to the functional model that the KerasTensors belong to."""
+    """Add the product to the functional model that the KerasTensors belong to.
+
+    Raises
+    ------
+    ValueError
+        If an operand is a variable: the model would neither train it nor save it as one.
+    """
+    for operand_name, operand in zip(OPERANDS, (a, b, bias), strict=True):
+        if isinstance(operand, (tf.Variable, keras.Variable)):
+            raise ValueError(
+                f"`{operand_name}` is a variable and another operand a KerasTensor. A functional"
+                " model keeps variables of layers only, so call sg.matmul in a layer's `call`."
+            )
     return MatMul(options, name=name)(a, b, bias)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypedDict
+from typing import TypedDict
 
 REINSTALL = (
     "pip install --force-reinstall --no-deps --no-cache-dir <folder of stopgrad_op's source>"
@@ -73,9 +73,7 @@ def check_compatible(built: TensorFlowAbi, running: TensorFlowAbi) -> None:
         )
 
 
-def library_name(name: str) -> str:
-    """Return a shared library's file name on this platform, `lib<name>.so` on Linux."""
-    return f"lib{name}.dylib" if sys.platform == "darwin" else f"lib{name}.so"
+OPS_LIBRARY = "libstopgrad_ops.so"  # beside the kernels
 
 
 @cache
@@ -125,15 +123,8 @@ def load_ops() -> ModuleType:
             f" pip install '{built['tensorflow_distribution']}=={built_abi.interface}'"
         ) from error
     check_compatible(built_abi, TensorFlowAbi(tf.version.VERSION, int(tf.sysconfig.CXX11_ABI_FLAG)))
-    path = Path(str(load_kernels().__file__)).with_name(library_name("stopgrad_ops"))
+    path = Path(str(load_kernels().__file__)).with_name(OPS_LIBRARY)
     if not path.exists():
         raise ImportError(f"stopgrad_op has lost its ops, {path}. Install it again: {REINSTALL}")
     ops: ModuleType = tf.load_op_library(str(path))
     return ops
-
-
-def __getattr__(name: str) -> Any:
-    """Load `ops` when it is first asked for."""
-    if name == "ops":
-        return load_ops()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from stopgrad_op import _tensorflow
 from stopgrad_op._activations import SAVED
+from stopgrad_op._keras_tensors import symbolic_matmul
 from stopgrad_op._library import load_ops
 from stopgrad_op._options import OPERANDS, GradientPolicy, MatMulOptions, resolve_options
 
@@ -107,8 +108,6 @@ def matmul(
 def run_matmul(a: Any, b: Any, bias: Any, options: MatMulOptions, name: str | None) -> tf.Tensor:
     """Run `matmul` with its options already read."""
     if _is_keras_tensor(a, b, bias):
-        from stopgrad_op._keras_tensors import symbolic_matmul
-
         return symbolic_matmul(a, b, bias, options, name)
     operands = _to_tensors(a, b, bias)
     if not tf.executing_eagerly():
@@ -129,10 +128,8 @@ def run_matmul(a: Any, b: Any, bias: Any, options: MatMulOptions, name: str | No
 
 
 def _is_keras_tensor(*values: Any) -> bool:
-    """Return whether one is Keras's placeholder for a tensor. Keras is not imported for that."""
-    keras = sys.modules.get("keras")
-    kind = getattr(keras, "KerasTensor", None)
-    return kind is not None and any(isinstance(value, kind) for value in values)
+    """Return whether one is Keras's placeholder for a tensor."""
+    return any(isinstance(value, keras.KerasTensor) for value in values)
 
 
 def _to_tensors(a: Any, b: Any, bias: Any) -> list[tf.Tensor]:
@@ -179,9 +176,11 @@ def _run_op(
     operands: Sequence[tf.Tensor],
     scales: Sequence[tf.Tensor],
     options: MatMulOptions,
-    policy: GradientPolicy,
-    with_z: bool,
     name: str | None,
+    *,
+    with_z: bool,
+    blocked: Sequence[str] = (),
+    scaled: Sequence[str] = (),
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     y, z = _ops.stopgrad_op_fused_mat_mul(
         a=operands[0],
@@ -192,8 +191,8 @@ def _run_op(
         layout_a=options.layout_a,
         layout_b=options.layout_b,
         activation=options.activation,
-        blocked=policy.blocked,
-        scaled=policy.scaled,
+        blocked=list(blocked),
+        scaled=list(scaled),
         name=name,
     )
     return y, z
@@ -207,7 +206,15 @@ def _matmul_recorded(
     scales = [tf.constant(scale, tf.float64) for scale in options.policy.scales]
     # In a graph z costs nothing where no gradient is built: the kernel leaves out what nobody
     # consumes.
-    y, _ = _run_op(operands, scales, options, options.policy, options.saves_preactivation, name)
+    y, _ = _run_op(
+        operands,
+        scales,
+        options,
+        name,
+        with_z=options.saves_preactivation,
+        blocked=options.policy.blocked,
+        scaled=options.policy.scaled,
+    )
     return y
 
 
@@ -221,7 +228,7 @@ def _matmul_aside(
     """
     with_z = learns and options.saves_preactivation
     with _tensorflow.stop_recording():
-        y, z = _run_op(operands, (), options, GradientPolicy(), with_z, name)
+        y, z = _run_op(operands, (), options, name, with_z=with_z)
     if learns:
         scales = [_eager_scale(scale) for scale in options.policy.scales]
         _tensorflow.record_gradient(_ASIDE_GRADIENT, [*operands, *scales, *z], options, [y])
@@ -330,11 +337,14 @@ def _run_gradient_op(
     scaled = [name for name in needed if name in scales]
     inputs = {name: [operands[name]] if other in needed else [] for name, other in _OTHER.items()}
     shapes = {
-        # The op takes a missing operand for a matrix, unless it gets the shape.
+        # Where one of the two is a matrix, the op knows a missing operand's shape without this.
         name: [tf.shape(operands[name], tf.int64)]
-        if name in needed and not inputs[name] and operands[name].shape.rank != 2
+        if name in needed
+        and not inputs[name]
+        and operands[name].shape.rank != 2
+        and operands[other].shape.rank != 2
         else []
-        for name in _OTHER
+        for name, other in _OTHER.items()
     }
     gradients: list[tf.Tensor] = _ops.stopgrad_op_fused_mat_mul_grad(
         dy=dy,

@@ -49,16 +49,21 @@ class MatMulOptions:
         return SAVED[self.activation] == "preactivation"
 
 
-class _Items(tuple[tuple[Any, Any], ...]):
-    """A dict's items, which unlike the dict a cache can look up."""
+class _Items(tuple[tuple[Any, Any, type], ...]):
+    """A dict's items, which unlike the dict a cache can look up, and the types of the values.
+
+    The cache would take True for 1.
+    """
 
 
 def _hashable(value: object) -> object:
     """Turn the containers that users write into ones that a cache can look up."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return tuple(value.tolist())
     if isinstance(value, (str, float, tuple)) or value is None or hasattr(value, "shape"):
         return value
     if isinstance(value, Mapping):
-        return _Items(value.items())
+        return _Items((key, item, type(item)) for key, item in value.items())
     return tuple(value) if isinstance(value, Iterable) else value
 
 
@@ -89,6 +94,11 @@ def _operand(name: object, argument: str, has_bias: bool) -> str:
 
 
 def _layout(operand: str, transpose: object, adjoint: object) -> str:
+    for option, value in (("transpose", transpose), ("adjoint", adjoint)):
+        if not isinstance(value, (bool, np.bool_, int)):
+            raise TypeError(
+                f"`{option}_{operand}` has type {type(value).__name__}; due is True or False."
+            )
     if transpose and adjoint:
         raise ValueError(
             f"`transpose_{operand}` and `adjoint_{operand}` are both set; due is at most one"
@@ -124,7 +134,10 @@ def _scale(value: object, name: str) -> float:
         value = value.item()
     if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{what} is {value!r}; due is a real number.")
-    scale = float(value)
+    try:
+        scale = float(value)
+    except OverflowError:
+        scale = math.inf
     if not math.isfinite(scale):
         raise ValueError(f"{what} is {scale}; due is a finite number.")
     return scale
@@ -136,7 +149,7 @@ def _scales(gradient_scale: object, has_bias: bool) -> dict[str, float]:
     if isinstance(gradient_scale, _Items):
         return {
             _operand(name, "gradient_scale", has_bias): _scale(value, name)
-            for name, value in gradient_scale
+            for name, value, _ in gradient_scale
         }
     if isinstance(gradient_scale, tuple):
         raise TypeError(

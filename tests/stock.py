@@ -77,7 +77,7 @@ def matmul(
 
 # How many problems next to the one at hand are computed too: with few numbers the roundings of one
 # may cancel by luck, and twice nothing is nothing.
-NEIGHBOURS = 5
+NEIGHBOURS = 15
 
 
 def errors(

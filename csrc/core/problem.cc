@@ -54,8 +54,15 @@ std::pair<int64_t, int64_t> RowsAndColumns(const Shape& shape, Layout layout) {
   return layout == Layout::kNormal ? std::make_pair(rows, cols) : std::make_pair(cols, rows);
 }
 
-Shape MatrixShape(int64_t rows, int64_t cols, Layout layout) {
-  return layout == Layout::kNormal ? Shape{rows, cols} : Shape{cols, rows};
+// The shape of an operand that is rows x cols after its layout is applied, given dY's and the other
+// operand's.
+Shape MissingOperand(const Shape& dy, const Shape& other, int64_t rows, int64_t cols,
+                     Layout layout) {
+  Shape shape;
+  if (other.size() == 2) shape.assign(dy.begin(), dy.end() - 2);
+  shape.push_back(layout == Layout::kNormal ? rows : cols);
+  shape.push_back(layout == Layout::kNormal ? cols : rows);
+  return shape;
 }
 
 std::string Describe(const Shape& shape, Layout layout) {
@@ -137,15 +144,17 @@ Status MakeGradientProblem(DType dtype, Layout layout_a, Layout layout_b, const 
   if (a == nullptr && b == nullptr) {
     return InvalidArgument("a gradient product needs `a` or `b`");
   }
-  Shape matrix;
+  Shape missing;
   if (a == nullptr) {
     if (Status status = CheckRank("b", *b); !status.ok()) return status;
-    matrix = MatrixShape(dy[dy.size() - 2], RowsAndColumns(*b, layout_b).first, layout_a);
-    a = &matrix;
+    missing =
+        MissingOperand(dy, *b, dy[dy.size() - 2], RowsAndColumns(*b, layout_b).first, layout_a);
+    a = &missing;
   } else if (b == nullptr) {
     if (Status status = CheckRank("a", *a); !status.ok()) return status;
-    matrix = MatrixShape(RowsAndColumns(*a, layout_a).second, dy[dy.size() - 1], layout_b);
-    b = &matrix;
+    missing =
+        MissingOperand(dy, *a, RowsAndColumns(*a, layout_a).second, dy[dy.size() - 1], layout_b);
+    b = &missing;
   }
   Status status = MakeMatMulProblem(dtype, layout_a, layout_b, *a, *b, problem);
   if (status.ok() && problem->ShapeOfY() != dy) {

@@ -48,8 +48,9 @@ STOPGRAD_EXPORT Status MakeMatMulProblem(DType dtype, Layout layout_a, Layout la
 
 STOPGRAD_EXPORT Status CheckBias(const MatMulProblem& problem, const Shape& bias);
 
-// The problem that dY [..., m, n] belongs to. An operand whose shape is not known (nullptr) is a
-// matrix without batch dimensions, its sizes those of dY and of the other operand.
+// The problem that dY [..., m, n] belongs to. An operand whose shape is not given (nullptr) gets
+// its sizes from dY and the other operand: all of dY's batch dimensions where the other one is a
+// matrix, since they can come from nowhere else, and otherwise none.
 STOPGRAD_EXPORT Status MakeGradientProblem(DType dtype, Layout layout_a, Layout layout_b,
                                            const Shape& dy, const Shape* a, const Shape* b,
                                            MatMulProblem* problem);

@@ -57,7 +57,7 @@ Product Transposed(const Product& product);
 // Rewrites the product as an equal one that is better to compute: no batch dimensions of extent 1,
 // and batch dimensions that lie seamlessly behind m or k become part of it (a batch of activations
 // times one weight matrix is one tall product).
-STOPGRAD_EXPORT Product Simplify(Product product);
+Product Simplify(Product product);
 
 }  // namespace stopgrad
 

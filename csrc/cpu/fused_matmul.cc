@@ -15,10 +15,12 @@ namespace stopgrad::cpu {
 Status FusedMatMul(const MatMulProblem& problem, Activation activation,
                    const ForwardTensors& tensors, Host& host) {
   const Product product = ForwardProduct(problem);
-  const int64_t flops = product.Flops(IsComplex(problem.dtype));
-  if (flops > 0) CountProduct(Pass::kForward, flops);
   const Epilogue epilogue{activation, tensors.bias, tensors.z};
-  return Gemm(problem.dtype, product, 1, tensors.a, tensors.b, tensors.y, epilogue, host);
+  const Status status =
+      Gemm(problem.dtype, product, 1, tensors.a, tensors.b, tensors.y, epilogue, host);
+  const int64_t flops = product.Flops(IsComplex(problem.dtype));
+  if (status.ok() && flops > 0) CountProduct(Pass::kForward, flops);
+  return status;
 }
 
 namespace {
@@ -104,8 +106,12 @@ Status RunProduct(const GradientProduct& planned, const MatMulProblem& problem, 
     std::memset(c, 0, elements * SizeOf(problem.dtype));
     return Status();
   }
-  CountProduct(Pass::kBackward, planned.product.Flops(IsComplex(problem.dtype)));
-  return Gemm(problem.dtype, planned.product, planned.alpha, a, b, c, Epilogue(), host);
+  const Status status =
+      Gemm(problem.dtype, planned.product, planned.alpha, a, b, c, Epilogue(), host);
+  if (status.ok()) {
+    CountProduct(Pass::kBackward, planned.product.Flops(IsComplex(problem.dtype)));
+  }
+  return status;
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ template <typename Body>
 void ParallelRanges(Host& host, int64_t count, int64_t grain, const Body& body) {
   const int64_t most_tasks = std::max<int64_t>(1, count / std::max<int64_t>(1, grain));
   // A few tasks a thread, so that a thread that falls behind does not hold up the rest.
-  const int64_t tasks = std::min<int64_t>(most_tasks, 4 * host.threads());
+  const int64_t tasks = std::min(most_tasks, 4 * int64_t{host.threads()});
   if (tasks <= 1 || host.threads() == 1) {
     if (count > 0) body(0, count);
     return;

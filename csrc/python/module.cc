@@ -3,12 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -33,9 +36,6 @@ void ThrowIfError(const Status& status) {
       return;
     case StatusCode::kInvalidArgument:
       throw py::value_error(status.message());
-    case StatusCode::kUnimplemented:
-      PyErr_SetString(PyExc_NotImplementedError, status.message().c_str());
-      throw py::error_already_set();
     case StatusCode::kResourceExhausted:
       PyErr_SetString(PyExc_MemoryError, status.message().c_str());
       throw py::error_already_set();
@@ -150,8 +150,8 @@ Layout ParseLayout(const char* argument, const std::string& name) {
 }
 
 ThreadsHost MakeHost(int threads) {
-  if (threads < 1) {
-    throw py::value_error("`threads` must be 1 or more and is " + std::to_string(threads));
+  if (threads < 1 || threads > 256) {
+    throw py::value_error("`threads` must be from 1 to 256 and is " + std::to_string(threads));
   }
   return ThreadsHost(threads);
 }
@@ -277,14 +277,14 @@ py::dict MatMulGradient(const py::array& dy_array, const std::optional<py::array
 
 py::dict Describe(const GradientProduct& planned) {
   const Product& p = planned.product;
-  py::dict text;
-  text["m"] = p.m;
-  text["n"] = p.n;
-  text["k"] = p.k;
-  text["outputs"] = p.outputs();
-  text["terms"] = p.terms();
-  text["alpha"] = planned.alpha;
-  return text;
+  py::dict result;
+  result["m"] = p.m;
+  result["n"] = p.n;
+  result["k"] = p.k;
+  result["outputs"] = p.outputs();
+  result["terms"] = p.terms();
+  result["alpha"] = planned.alpha;
+  return result;
 }
 
 py::dict Plan(const Shape& a, const Shape& b, const std::string& layout_a,
@@ -296,16 +296,16 @@ py::dict Plan(const Shape& a, const Shape& b, const std::string& layout_a,
                                  ParseLayout("layout_b", layout_b), a, b, &problem));
   const GradientPlan plan = MakePlan(&problem, ParseActivation(activation_name, DType::kFloat),
                                      ParseNeeded(needed), ParseScales(scale_values));
-  py::dict text;
-  text["pass_over_dy"] = plan.pass_over_dy;
-  text["writes_dz"] = plan.writes_dz;
-  text["sums_bias"] = plan.sums_bias;
+  py::dict result;
+  result["pass_over_dy"] = plan.pass_over_dy;
+  result["writes_dz"] = plan.writes_dz;
+  result["sums_bias"] = plan.sums_bias;
   py::dict products;
   products["forward"] = Describe({ForwardProduct(problem), 1, true});
   if (plan.a.runs) products["a"] = Describe(plan.a);
   if (plan.b.runs) products["b"] = Describe(plan.b);
-  text["products"] = products;
-  return text;
+  result["products"] = products;
+  return result;
 }
 
 py::dict Activations() {

@@ -1,4 +1,5 @@
 // CPU kernels of the two ops: from TensorFlow's tensors to pointers and sizes, and back.
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -70,8 +71,8 @@ absl::Status ReadShape(const char* name, const Tensor& tensor, Shape* shape) {
 class FusedMatMulOp : public OpKernel {
  public:
   explicit FusedMatMulOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, ReadAttributes(context, &attributes_));
-    OP_REQUIRES_OK(context, ReadAttributes(context, attributes_, &forward_));
+    OP_REQUIRES_OK(context, ReadProductAttributes(context, &attributes_));
+    OP_REQUIRES_OK(context, ReadForwardAttributes(context, &forward_));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -111,8 +112,8 @@ class FusedMatMulOp : public OpKernel {
 class FusedMatMulGradOp : public OpKernel {
  public:
   explicit FusedMatMulGradOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, ReadAttributes(context, &product_));
-    OP_REQUIRES_OK(context, ReadAttributes(context, product_, &attributes_));
+    OP_REQUIRES_OK(context, ReadProductAttributes(context, &product_));
+    OP_REQUIRES_OK(context, ReadGradientAttributes(context, product_, &attributes_));
   }
 
   void Compute(OpKernelContext* context) override {

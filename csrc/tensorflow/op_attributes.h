@@ -33,8 +33,6 @@ inline absl::Status ToAbsl(const Status& status) {
       return absl::OkStatus();
     case StatusCode::kInvalidArgument:
       return absl::InvalidArgumentError(status.message());
-    case StatusCode::kUnimplemented:
-      return absl::UnimplementedError(status.message());
     case StatusCode::kResourceExhausted:
       return absl::ResourceExhaustedError(status.message());
     case StatusCode::kInternal:
@@ -70,7 +68,7 @@ struct GradientAttributes {
 };
 
 template <typename Context>
-absl::Status ReadAttributes(Context* context, ProductAttributes* attributes) {
+absl::Status ReadProductAttributes(Context* context, ProductAttributes* attributes) {
   tensorflow::DataType type;
   std::string layout_a, layout_b, activation;
   if (auto s = context->GetAttr("T", &type); !s.ok()) return s;
@@ -124,15 +122,14 @@ absl::Status ReadPresence(Context* context, const char* name, bool* present) {
 }
 
 template <typename Context>
-absl::Status ReadAttributes(Context* context, const ProductAttributes&,
-                            ForwardAttributes* attributes) {
+absl::Status ReadForwardAttributes(Context* context, ForwardAttributes* attributes) {
   if (auto s = ReadPresence(context, "num_bias", &attributes->has_bias); !s.ok()) return s;
   return ReadPresence(context, "num_z", &attributes->has_z);
 }
 
 template <typename Context>
-absl::Status ReadAttributes(Context* context, const ProductAttributes& product,
-                            GradientAttributes* attributes) {
+absl::Status ReadGradientAttributes(Context* context, const ProductAttributes& product,
+                                    GradientAttributes* attributes) {
   if (auto s = context->GetAttr("needed", &attributes->needed); !s.ok()) return s;
   const std::pair<const char*, bool*> counts[] = {{"num_a", &attributes->has_a},
                                                   {"num_b", &attributes->has_b},

@@ -1,6 +1,6 @@
 // The two ops and their shape functions.
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
@@ -56,8 +56,8 @@ absl::Status TakeApart(InferenceContext* c, const char* name, ShapeHandle shape,
 absl::Status FusedMatMulShape(InferenceContext* c) {
   ProductAttributes attributes;
   ForwardAttributes forward;
-  if (auto s = ReadAttributes(c, &attributes); !s.ok()) return s;
-  if (auto s = ReadAttributes(c, attributes, &forward); !s.ok()) return s;
+  if (auto s = ReadProductAttributes(c, &attributes); !s.ok()) return s;
+  if (auto s = ReadForwardAttributes(c, &forward); !s.ok()) return s;
   OperandShape a, b;
   if (auto s = TakeApart(c, "a", c->input(0), attributes.layout_a, &a); !s.ok()) return s;
   if (auto s = TakeApart(c, "b", c->input(1), attributes.layout_b, &b); !s.ok()) return s;
@@ -91,13 +91,28 @@ absl::Status FusedMatMulShape(InferenceContext* c) {
   return absl::OkStatus();
 }
 
-// The shape of an operand of the forward op: that of the tensor, what the shape input says, or a
-// matrix.
+// What is known of an operand that is not given; MakeGradientProblem says how.
+absl::Status MissingOperand(InferenceContext* c, ShapeHandle dy_batch, ShapeHandle other,
+                            DimensionHandle rows, DimensionHandle cols, Layout layout,
+                            ShapeHandle* operand) {
+  const ShapeHandle matrix =
+      layout == Layout::kNormal ? c->Matrix(rows, cols) : c->Matrix(cols, rows);
+  if (!c->RankKnown(other)) {
+    *operand = c->UnknownShape();
+    return absl::OkStatus();
+  }
+  if (c->Rank(other) > 2) {
+    *operand = matrix;
+    return absl::OkStatus();
+  }
+  return c->Concatenate(dy_batch, matrix, operand);
+}
+
 absl::Status FusedMatMulGradShape(InferenceContext* c) {
   ProductAttributes product;
   GradientAttributes attributes;
-  if (auto s = ReadAttributes(c, &product); !s.ok()) return s;
-  if (auto s = ReadAttributes(c, product, &attributes); !s.ok()) return s;
+  if (auto s = ReadProductAttributes(c, &product); !s.ok()) return s;
+  if (auto s = ReadGradientAttributes(c, product, &attributes); !s.ok()) return s;
   int input = 0;
   const ShapeHandle dy = c->input(input++);
   OperandShape dy_parts;
@@ -113,20 +128,31 @@ absl::Status FusedMatMulGradShape(InferenceContext* c) {
     if (auto s = TakeApart(c, "b", b, product.layout_b, &b_parts); !s.ok()) return s;
   }
   if (attributes.has_saved) {
+    const ShapeHandle saved = c->input(input++);
     ShapeHandle merged;
-    if (auto s = c->Merge(dy, c->input(input++), &merged); !s.ok()) return s;
+    if (!c->Merge(dy, saved, &merged).ok()) {
+      return absl::InvalidArgumentError("`saved` must have the shape of `dy`, " +
+                                        c->DebugString(dy) + "; its shape is " +
+                                        c->DebugString(saved));
+    }
   }
   if (attributes.has_shape_a) {
     if (auto s = c->MakeShapeFromShapeTensor(input++, &a); !s.ok()) return s;
   } else if (!attributes.has_a && attributes.has_b) {
-    a = product.layout_a == Layout::kNormal ? c->Matrix(dy_parts.rows, b_parts.rows)
-                                            : c->Matrix(b_parts.rows, dy_parts.rows);
+    if (auto s =
+            MissingOperand(c, dy_parts.batch, b, dy_parts.rows, b_parts.rows, product.layout_a, &a);
+        !s.ok()) {
+      return s;
+    }
   }
   if (attributes.has_shape_b) {
     if (auto s = c->MakeShapeFromShapeTensor(input++, &b); !s.ok()) return s;
   } else if (!attributes.has_b && attributes.has_a) {
-    b = product.layout_b == Layout::kNormal ? c->Matrix(a_parts.cols, dy_parts.cols)
-                                            : c->Matrix(dy_parts.cols, a_parts.cols);
+    if (auto s =
+            MissingOperand(c, dy_parts.batch, a, a_parts.cols, dy_parts.cols, product.layout_b, &b);
+        !s.ok()) {
+      return s;
+    }
   }
   for (size_t i = 0; i < attributes.needed.size(); ++i) {
     const std::string& name = attributes.needed[i];
@@ -199,7 +225,7 @@ dy: Shape [..., m, n].
 a: Read for the gradient of b.
 b: Read for the gradient of a.
 saved: y or z of the forward op, where the activation's derivative needs it.
-shape_a: The shape of a where a is not given and is not a matrix.
+shape_a: The shape of a where a is not given and neither a nor b is a matrix.
 shape_b: The shape of b, likewise.
 gradients: In the order of `needed`; "z" is dy times the activation's derivative.
 )doc");

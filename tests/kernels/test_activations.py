@@ -118,6 +118,15 @@ def test_nan_stays_nan(dtype: str, activation: str) -> None:
     assert np.all(np.isnan(value(z, activation)))
 
 
+SMOOTH = ("gelu", "gelu_tanh", "sigmoid", "tanh", "silu", "softplus")
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+@every_dtype
+def test_slope_at_nan_is_nan(dtype: str, activation: str) -> None:
+    assert np.all(np.isnan(derivative(numbers(dtype, *[math.nan] * 37), activation)))
+
+
 @every_activation
 @every_dtype
 def test_a_nan_reaches_no_neighbour(dtype: str, activation: str) -> None:

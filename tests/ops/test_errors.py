@@ -210,3 +210,34 @@ def test_error_leaves_the_tape_recording() -> None:
 def test_options_are_keyword_only() -> None:
     with pytest.raises(TypeError, match="positional argument"):
         sg.matmul(ones(*A), ones(*B), True)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [({"b": 1}, {"b": True}), (1, True), ({"a": 0.0}, {"a": False})]
+)
+def test_what_is_wrong_stays_wrong_after_a_right_call(right: Any, wrong: Any) -> None:
+    a = tf.ones((2, 2))
+    sg.matmul(a, a, gradient_scale=right)
+    with pytest.raises(TypeError, match="due is a real number"):
+        sg.matmul(a, a, gradient_scale=wrong)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "sigmoid"])
+def test_second_derivative_is_refused_and_not_lost(activation: str) -> None:
+    x = tf.Variable(tf.ones((2, 2)))
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as inner:
+            y = sg.matmul(x, x, activation=activation)
+        gradient = inner.gradient(y, x)
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        outer.gradient(gradient, x)
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_forward_mode_is_refused_and_not_lost(activation: str | None) -> None:
+    x = tf.ones((2, 2))
+    with (
+        pytest.raises(NotImplementedError, match="first derivatives only"),
+        tf.autodiff.ForwardAccumulator(x, x),
+    ):
+        sg.matmul(x, x, activation=activation)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -234,3 +237,36 @@ def test_functional_model_is_saved_and_loaded(tmp_path: Any, rng: np.random.Gene
             y = each(x)
         gradients.append(tape.gradient(y, each.trainable_variables)[0])
     np.testing.assert_array_equal(*gradients)
+
+
+LOAD_MODEL = """
+import sys
+{imports}
+model = keras.models.load_model(sys.argv[1])
+print(model.count_params())
+"""
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras")
+@pytest.mark.parametrize(
+    "imports", ["import keras\nimport stopgrad_op", "import stopgrad_op\nimport keras"]
+)
+def test_functional_model_loads_in_a_fresh_process(tmp_path: Any, imports: str) -> None:
+    model = functional_model()
+    path = str(tmp_path / "model.keras")
+    model.save(path)
+    process = subprocess.run(
+        [sys.executable, "-c", LOAD_MODEL.format(imports=imports), path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) == model.count_params()
+
+
+@pytest.mark.parametrize("variable", [tf.Variable, keras.Variable])
+def test_functional_model_refuses_a_variable_it_would_not_train(variable: Any) -> None:
+    with pytest.raises(ValueError, match=r"`b` is a variable .* call sg.matmul in a layer"):
+        sg.matmul(keras.Input((3,)), variable(np.ones((3, 4), np.float32)))

@@ -260,7 +260,7 @@ def test_any_call_ends_in_a_result_or_an_error() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     # Freed and fresh memory is filled, so that what is read outside a buffer is seen.
     environment.update(MALLOC_PERTURB_="165", TF_CPP_MIN_LOG_LEVEL="3")
-    fuzz = Path(__file__).parents[1] / "fuzz_raw_ops.py"
+    fuzz = Path(__file__).with_name("fuzz_raw_ops.py")
     process = subprocess.run(
         [sys.executable, str(fuzz), "3000"],
         env=environment,

@@ -182,7 +182,11 @@ def gradient_op(dy: Any, a: Any, b: Any, **options: Any) -> Any:
         ([_, _], [_, 7], False, {"needed": ["b"]}, [[7, _]]),
         (_, False, False, {"needed": ["bias", "z"]}, [[_], _]),
         ([_, 5, 3], False, False, {"needed": ["z", "bias"]}, [[_, 5, 3], [3]]),
-        (_, False, _, {"needed": ["a"]}, [[_, _]]),
+        # A batch of dy that a matrix cannot have given came from the other operand.
+        ([_, 5, 3], False, [7, 3], {"needed": ["a"]}, [[_, 5, 7]]),
+        ([2, 5, 3], [5, 7], False, {"needed": ["b"]}, [[2, 7, 3]]),
+        ([2, 5, 3], False, [2, 7, 3], {"needed": ["a"]}, [[5, 7]]),
+        (_, False, _, {"needed": ["a"]}, [_]),
     ],
 )
 def test_shapes_of_the_gradient_op(
