@@ -133,6 +133,11 @@ Offsets OffsetsAt(const std::vector<BatchDim>& dims, int64_t index) {
   return offsets;
 }
 
+// OpenBLAS adds up the products of a small matrix in one long chain of roundings, where it cuts the
+// sums of a large one into pieces. Pieces of this length keep the error of both alike.
+constexpr int64_t kSmallTile = 64 * 64;
+constexpr int64_t kLongestSum = 256;
+
 // A grid of tiles over every C.
 struct Tiling {
   int64_t rows;
@@ -237,12 +242,18 @@ Status TypedGemm(DType dtype, const Product& p, double alpha, const void* a_data
     const Offsets output = OffsetsAt(loops.outputs, index / tiles);
     const int64_t c_offset = output.c + row * ldc + col;
     if (runs) {
-      const MatrixProduct product{rows, cols, p.k, p.a, p.b, ldc};
+      const int64_t k_step = rows * cols <= kSmallTile ? kLongestSum : p.k;
+      Accumulator beta(0);
       for (int64_t term = 0; term < terms; ++term) {
         const Offsets offsets = OffsetsAt(loops.terms, term);
-        MultiplyAdd(product, Accumulator(alpha), a + output.a + offsets.a + row * p.a.row_stride,
-                    b + output.b + offsets.b + col * p.b.col_stride, Accumulator(term == 0 ? 0 : 1),
-                    accumulator + c_offset);
+        for (int64_t k = 0; k < p.k; k += k_step) {
+          const MatrixProduct product{rows, cols, std::min(k_step, p.k - k), p.a, p.b, ldc};
+          MultiplyAdd(product, Accumulator(alpha),
+                      a + output.a + offsets.a + row * p.a.row_stride + k * p.a.col_stride,
+                      b + output.b + offsets.b + col * p.b.col_stride + k * p.b.row_stride, beta,
+                      accumulator + c_offset);
+          beta = Accumulator(1);
+        }
       }
     } else {
       for (int64_t i = 0; i < rows; ++i) {

@@ -1,0 +1,39 @@
+"""The elementwise loops are compiled for several instruction sets; one machine runs one of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = ("test_activations.py", "test_float16.py")
+
+
+@pytest.mark.parametrize("target", ["baseline", "avx2"])
+def test_loops_of_every_target_pass_the_same_tests(target: str) -> None:
+    """The best target that the machine has is the one that all other tests run on."""
+    folder = Path(__file__).parent
+    environment = {
+        **os.environ,
+        "STOPGRAD_VECTOR_LOOPS": target,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    which = "from stopgrad_op import _kernels; print(_kernels.build_info()['vector_loops'])"
+    chosen = subprocess.run(
+        [sys.executable, "-c", which], env=environment, capture_output=True, text=True, check=True
+    )
+    if chosen.stdout.strip() != target:
+        pytest.skip(f"this machine does not have {target}")
+    tests = [str(folder / name) for name in TESTS]
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=folder.parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout
