@@ -13,9 +13,9 @@ check_cxx_source_compiles("
   }" STOPGRAD_HAVE_LIBMVEC)
 unset(CMAKE_REQUIRED_LIBRARIES)
 
-# stopgrad_add_vector_loops(<target> <source>) adds one object a target instruction set, the name
-# of the set in STOPGRAD_TARGET.
-function(stopgrad_add_vector_loops target source)
+# stopgrad_compile_for_targets(<library> <source>...) adds the sources' objects for each instruction
+# set, whose name they find in STOPGRAD_TARGET.
+function(stopgrad_compile_for_targets library)
   set(targets baseline)
   set(flags_baseline "")
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
@@ -23,11 +23,11 @@ function(stopgrad_add_vector_loops target source)
     set(flags_avx2 -mavx2 -mfma)
     set(flags_avx512 ${flags_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl
       -mprefer-vector-width=512)
-    target_compile_definitions(${target} PRIVATE STOPGRAD_X86_TARGETS)
+    target_compile_definitions(${library} PRIVATE STOPGRAD_X86_TARGETS)
   endif()
   foreach(name IN LISTS targets)
-    set(object ${target}_${name})
-    add_library(${object} OBJECT ${source})
+    set(object ${library}_${name})
+    add_library(${object} OBJECT ${ARGN})
     target_include_directories(${object} PRIVATE csrc)
     target_compile_definitions(${object} PRIVATE STOPGRAD_TARGET=${name})
     # Without errno and floating-point traps, of which nobody asks, comparisons and elementary
@@ -37,9 +37,9 @@ function(stopgrad_add_vector_loops target source)
     if(STOPGRAD_HAVE_LIBMVEC)
       target_compile_definitions(${object} PRIVATE STOPGRAD_HAVE_LIBMVEC)
     endif()
-    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
+    target_sources(${library} PRIVATE $<TARGET_OBJECTS:${object}>)
   endforeach()
   if(STOPGRAD_HAVE_LIBMVEC)
-    target_link_libraries(${target} PRIVATE mvec m)
+    target_link_libraries(${library} PRIVATE mvec m)
   endif()
 endfunction()

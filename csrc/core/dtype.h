@@ -55,6 +55,18 @@ struct DTypeTraits<DType::kInt64> : DTypeRow<uint64_t, uint64_t, false, false> {
 
 inline constexpr int kNumDTypes = 8;
 
+template <typename T>
+struct RealPart {
+  using Type = T;
+};
+template <typename T>
+struct RealPart<std::complex<T>> {
+  using Type = T;
+};
+// The type of a complex type's parts; any other type itself.
+template <typename T>
+using RealOf = typename RealPart<T>::Type;
+
 // Calls `function` with the traits of `dtype`: `VisitDType(dtype, [&](auto traits) { ... })`.
 template <typename Function>
 constexpr decltype(auto) VisitDType(DType dtype, Function&& function) {

@@ -27,17 +27,24 @@ inline void Store(float value, Half* result) { FromFloat(value, result); }
 inline void Store(float value, BFloat16* result) { FromFloat(value, result); }
 
 template <typename Traits, Activation activation, bool has_bias, bool has_z>
-void EpilogueRows(const typename Traits::Accumulator* accumulator,
-                  const typename Traits::Storage* bias, typename Traits::Storage* z,
-                  typename Traits::Storage* y, int64_t rows, int64_t cols, int64_t row_stride) {
+void EpilogueRows(const void* sums, int64_t sums_stride, const typename Traits::Storage* bias,
+                  typename Traits::Storage* z, typename Traits::Storage* y, int64_t rows,
+                  int64_t cols, int64_t row_stride) {
   using Accumulator = typename Traits::Accumulator;
   const ActivationFunction<activation, Accumulator> function;
-  for (int64_t i = 0; i < rows; ++i) {
+  const auto* real = static_cast<const RealOf<Accumulator>*>(sums);
+  constexpr int64_t kParts = Traits::kComplex ? 2 : 1;
+  for (int64_t i = 0; i < rows; ++i, real += kParts * sums_stride) {
     const int64_t row = i * row_stride;
-    // Every element is read before it is written, also where y is the accumulator's memory.
+    // Every element is read before it is written, also where y is the sums' memory.
 #pragma GCC ivdep
     for (int64_t j = 0; j < cols; ++j) {
-      Accumulator value = accumulator[row + j];
+      Accumulator value;
+      if constexpr (Traits::kComplex) {
+        value = Accumulator(real[j], real[sums_stride + j]);
+      } else {
+        value = real[j];
+      }
       if constexpr (has_bias) value += Load(bias[j]);
       if constexpr (has_z) Store(value, &z[row + j]);
       Store(function.Value(value), &y[row + j]);
@@ -46,14 +53,13 @@ void EpilogueRows(const typename Traits::Accumulator* accumulator,
 }
 
 template <typename Traits, Activation activation>
-void Epilogue(const void* accumulator, const void* bias, void* z, void* y, int64_t rows,
-              int64_t cols, int64_t row_stride) {
+void Epilogue(const void* sums, int64_t sums_stride, const void* bias, void* z, void* y,
+              int64_t rows, int64_t cols, int64_t row_stride) {
   using Storage = typename Traits::Storage;
   const auto run = [&](auto has_bias, auto has_z) {
     EpilogueRows<Traits, activation, has_bias, has_z>(
-        static_cast<const typename Traits::Accumulator*>(accumulator),
-        static_cast<const Storage*>(bias), static_cast<Storage*>(z), static_cast<Storage*>(y), rows,
-        cols, row_stride);
+        sums, sums_stride, static_cast<const Storage*>(bias), static_cast<Storage*>(z),
+        static_cast<Storage*>(y), rows, cols, row_stride);
   };
   if (bias != nullptr) {
     z != nullptr ? run(std::true_type(), std::true_type())
@@ -103,22 +109,6 @@ void ActivationGradient(const void* dy, const void* saved, void* dz, void* sums,
   }
 }
 
-template <typename Traits>
-void Widen(const void* from, float* to, int64_t count) {
-  const auto* source = static_cast<const typename Traits::Storage*>(from);
-  for (int64_t i = 0; i < count; ++i) to[i] = Load(source[i]);
-}
-
-template <typename Traits>
-void AddScaled(const void* b, const void* factor, void* c, int64_t count) {
-  using T = typename Traits::Storage;
-  const T* source = static_cast<const T*>(b);
-  const T scale = *static_cast<const T*>(factor);
-  T* target = static_cast<T*>(c);
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) target[i] += scale * source[i];
-}
-
 template <typename Traits, size_t... activations>
 constexpr void FillActivations(int dtype, std::index_sequence<activations...>,
                                ElementwiseLoops* loops) {
@@ -129,35 +119,28 @@ constexpr void FillActivations(int dtype, std::index_sequence<activations...>,
    ...);
 }
 
-constexpr ElementwiseLoops MakeLoops(const char* target) {
+constexpr ElementwiseLoops MakeLoops() {
   ElementwiseLoops loops = {};
-  loops.target = target;
   for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
     VisitDType(static_cast<DType>(dtype), [&](auto traits) {
       using Traits = decltype(traits);
-      using Storage = typename Traits::Storage;
       if constexpr (Traits::kActivations) {
         FillActivations<Traits>(dtype, std::make_index_sequence<kNumActivations>(), &loops);
       } else {
         FillActivations<Traits>(dtype, std::index_sequence<0>(), &loops);  // linear
       }
-      if constexpr (!std::is_same_v<Storage, typename Traits::Accumulator>) {
-        loops.widen[dtype] = Widen<Traits>;
-      }
-      if constexpr (std::is_integral_v<Storage>) loops.add_scaled[dtype] = AddScaled<Traits>;
     });
   }
   return loops;
 }
 
-#define STOPGRAD_STRING_(text) #text
-#define STOPGRAD_STRING(text) STOPGRAD_STRING_(text)
-
 }  // namespace
 
 // A constant, since code that fills it when the library is loaded would be compiled for this
 // instruction set and run on processors without it.
-extern const ElementwiseLoops STOPGRAD_TARGET;
-constexpr ElementwiseLoops STOPGRAD_TARGET = MakeLoops(STOPGRAD_STRING(STOPGRAD_TARGET));
+namespace STOPGRAD_TARGET {
+extern const ElementwiseLoops elementwise;
+constexpr ElementwiseLoops elementwise = MakeLoops();
+}  // namespace STOPGRAD_TARGET
 
 }  // namespace stopgrad::cpu

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "core/stats.h"
-#include "cpu/elementwise.h"
+#include "cpu/targets.h"
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
 
@@ -44,8 +44,8 @@ Status PassOverDy(DType dtype, int64_t rows, int64_t cols, Activation activation
   using Accumulator = typename Traits::Accumulator;
   using Sum = WideSum<Accumulator>;
   const ActivationGradientLoop loop =
-      GetElementwiseLoops()
-          .activation_gradient[static_cast<int>(dtype)][static_cast<int>(activation)];
+      GetTarget()
+          .elementwise->activation_gradient[static_cast<int>(dtype)][static_cast<int>(activation)];
   const int64_t row_blocks = CeilDiv(rows, kRowsPerTask);
   const int64_t col_blocks = CeilDiv(cols, kColsPerTask);
   Sum* partial = nullptr;

@@ -1,117 +1,46 @@
 #include "cpu/gemm.h"
 
 #include <algorithm>
-#include <complex>
-#include <cstring>
-#include <numeric>
-#include <type_traits>
+#include <cstddef>
+#include <string>
 #include <vector>
 
-#include "cpu/elementwise.h"
-#include "cpu/openblas.h"
 #include "cpu/parallel.h"
+#include "cpu/targets.h"
 
 namespace stopgrad::cpu {
 
 namespace {
 
-// One matrix product, C = alpha A B + beta C, as a shard of a batched one. C has dense rows.
-struct MatrixProduct {
-  int64_t m, n, k;
-  MatrixView a, b;
-  int64_t ldc;
+// A packed strip stays in the first cache, next to the rows of a panel that go by; a tile's panels
+// stay in the second one while its strips pass over them. 3/4 of 32 KiB and half of 1 MiB: what the
+// processors that these kernels are for have at the least, but for the smaller second caches of
+// desktop ones, where the panels come from the third.
+constexpr int64_t kStripBytes = 24 << 10;
+constexpr int64_t kTilePanelBytes = 512 << 10;
+// The longest chain of additions before a sum is added to what came before.
+constexpr int64_t kLongestBlock = 384;
+constexpr int64_t kMostStripsPerTile = 8;
+// All threads share the packed panels through the last cache. This is also the most memory that they
+// take, but for a single panel of the longest pass.
+constexpr int64_t kPanelBytes = 4 << 20;
+constexpr int64_t kLongestPass = 8192;
+// With fewer strips, packing B costs more than it saves.
+constexpr int64_t kFewestStripsToPack = 3;
+
+struct ElementSizes {
+  int64_t storage;
+  int64_t real;   // of the accumulator type, or of one part where that is complex
+  int64_t parts;  // 2 where it is complex
 };
 
-// CBLAS's names for storage order and for a factor that is read as it lies, transposed, and either
-// of them conjugated (the last one is OpenBLAS's extension).
-constexpr int kRowMajor = 101;
-constexpr int kNoTrans = 111;
-constexpr int kTrans = 112;
-constexpr int kConjTrans = 113;
-constexpr int kConjNoTrans = 114;
-
-struct BlasMatrix {
-  int transpose;
-  int64_t leading_dimension;
-};
-
-// One of the strides of every operand is 1 (core/problem.cc makes no other views).
-BlasMatrix ToBlas(const MatrixView& view, int64_t rows, int64_t cols) {
-  if (view.col_stride == 1) {
-    return {view.conjugate ? kConjNoTrans : kNoTrans,
-            std::max({view.row_stride, cols, int64_t{1}})};
-  }
-  return {view.conjugate ? kConjTrans : kTrans, std::max({view.col_stride, rows, int64_t{1}})};
-}
-
-template <typename Scalar, typename Function>
-void CallBlas(Function gemm, const MatrixProduct& p, Scalar alpha, const Scalar* a, const Scalar* b,
-              Scalar beta, Scalar* c) {
-  const BlasMatrix blas_a = ToBlas(p.a, p.m, p.k);
-  const BlasMatrix blas_b = ToBlas(p.b, p.k, p.n);
-  const auto call = [&](auto alpha_argument, auto beta_argument) {
-    gemm(kRowMajor, blas_a.transpose, blas_b.transpose, p.m, p.n, p.k, alpha_argument, a,
-         blas_a.leading_dimension, b, blas_b.leading_dimension, beta_argument, c, p.ldc);
-  };
-  if constexpr (std::is_floating_point_v<Scalar>) {
-    call(alpha, beta);
-  } else {
-    call(static_cast<const void*>(&alpha), static_cast<const void*>(&beta));
-  }
-}
-
-void MultiplyAdd(const MatrixProduct& p, float alpha, const float* a, const float* b, float beta,
-                 float* c) {
-  CallBlas(GetOpenBlas().sgemm, p, alpha, a, b, beta, c);
-}
-void MultiplyAdd(const MatrixProduct& p, double alpha, const double* a, const double* b,
-                 double beta, double* c) {
-  CallBlas(GetOpenBlas().dgemm, p, alpha, a, b, beta, c);
-}
-void MultiplyAdd(const MatrixProduct& p, std::complex<float> alpha, const std::complex<float>* a,
-                 const std::complex<float>* b, std::complex<float> beta, std::complex<float>* c) {
-  CallBlas(GetOpenBlas().cgemm, p, alpha, a, b, beta, c);
-}
-void MultiplyAdd(const MatrixProduct& p, std::complex<double> alpha, const std::complex<double>* a,
-                 const std::complex<double>* b, std::complex<double> beta,
-                 std::complex<double>* c) {
-  CallBlas(GetOpenBlas().zgemm, p, alpha, a, b, beta, c);
-}
-
-// BLAS has no integers. Row by row of B, so that the inner loop is vector code where B's rows are
-// dense.
-template <typename Integer>
-std::enable_if_t<std::is_integral_v<Integer>> MultiplyAdd(const MatrixProduct& p, Integer,
-                                                          const Integer* a, const Integer* b,
-                                                          Integer beta, Integer* c) {
-  const AddScaledLoop add_scaled =
-      GetElementwiseLoops()
-          .add_scaled[static_cast<int>(sizeof(Integer) == 4 ? DType::kInt32 : DType::kInt64)];
-  for (int64_t i = 0; i < p.m; ++i) {
-    Integer* c_row = c + i * p.ldc;
-    if (beta == 0) std::fill(c_row, c_row + p.n, Integer(0));
-    for (int64_t l = 0; l < p.k; ++l) {
-      const Integer factor = a[i * p.a.row_stride + l * p.a.col_stride];
-      const Integer* b_row = b + l * p.b.row_stride;
-      if (p.b.col_stride == 1) {
-        add_scaled(b_row, &factor, c_row, p.n);
-      } else {
-        for (int64_t j = 0; j < p.n; ++j) c_row[j] += factor * b_row[j * p.b.col_stride];
-      }
-    }
-  }
-}
-
-// The batch dimensions split into those that keep C and those that sum into it.
-struct BatchLoops {
-  std::vector<BatchDim> outputs;
-  std::vector<BatchDim> terms;
-};
-
-BatchLoops SplitBatch(const std::vector<BatchDim>& batch) {
-  BatchLoops loops;
-  for (const BatchDim& dim : batch) (dim.sums() ? loops.terms : loops.outputs).push_back(dim);
-  return loops;
+ElementSizes SizesOf(DType dtype) {
+  return VisitDType(dtype, [](auto traits) {
+    using Traits = decltype(traits);
+    constexpr int64_t kParts = Traits::kComplex ? 2 : 1;
+    return ElementSizes{sizeof(typename Traits::Storage),
+                        sizeof(typename Traits::Accumulator) / kParts, kParts};
+  });
 }
 
 struct Offsets {
@@ -133,159 +62,375 @@ Offsets OffsetsAt(const std::vector<BatchDim>& dims, int64_t index) {
   return offsets;
 }
 
-// OpenBLAS adds up the products of a small matrix in one long chain of roundings, where it cuts the
-// sums of a large one into pieces. Pieces of this length keep the error of both alike.
-constexpr int64_t kSmallTile = 64 * 64;
-constexpr int64_t kLongestSum = 256;
+// [0, extent) in pieces of one size; the last one may be smaller. There is at least one piece.
+struct Division {
+  int64_t extent;
+  int64_t size;
+  int64_t pieces;
 
-// A grid of tiles over every C.
-struct Tiling {
-  int64_t rows;
-  int64_t cols;
-  int64_t row_tiles;
-  int64_t col_tiles;
+  int64_t Begin(int64_t piece) const { return piece * size; }
+  int64_t Size(int64_t piece) const { return std::min(size, extent - Begin(piece)); }
 };
 
-Tiling ChooseTiling(const Product& p, int64_t outputs, int64_t flops, int threads) {
-  const int64_t wanted = std::min<int64_t>(threads, flops / kMinFlopsPerTask);
-  // Tiles per C such that all tiles together are a multiple of the threads.
-  const int64_t tiles = wanted <= 1 ? 1 : wanted / std::gcd(wanted, outputs);
-  // Edges on a multiple of 16 keep the library's inner kernels full. The longer side is split,
-  // since each tile reads the other factor whole.
-  const auto edge = [&](int64_t extent) { return CeilDiv(CeilDiv(extent, tiles), 16) * 16; };
-  Tiling tiling{p.m, p.n, 1, 1};
-  if (p.m >= p.n) {
-    tiling.rows = edge(p.m);
-    tiling.row_tiles = CeilDiv(p.m, tiling.rows);
-  } else {
-    tiling.cols = edge(p.n);
-    tiling.col_tiles = CeilDiv(p.n, tiling.cols);
-  }
-  return tiling;
+Division InPiecesOf(int64_t size, int64_t extent) {
+  return {extent, size, std::max<int64_t>(1, CeilDiv(extent, size))};
 }
 
-// Elements of the operand's memory, all matrices of the batch that are not broadcast.
-int64_t StoredElements(int64_t matrix, const std::vector<BatchDim>& batch,
-                       int64_t BatchDim::* stride) {
-  for (const BatchDim& dim : batch) matrix *= dim.*stride == 0 ? 1 : dim.extent;
-  return matrix;
+// In as few pieces as possible, as equal as possible.
+Division InPiecesOfAtMost(int64_t most, int64_t extent) {
+  const int64_t pieces = InPiecesOf(std::max<int64_t>(1, most), extent).pieces;
+  return InPiecesOf(std::max<int64_t>(1, CeilDiv(extent, pieces)), extent);
 }
 
-// A factor in the type that the product is computed in: the tensor itself, or a widened copy.
-template <typename Traits>
-const typename Traits::Accumulator* Widened(DType dtype, const void* data, int64_t count,
-                                            Host& host) {
-  using Accumulator = typename Traits::Accumulator;
-  using Storage = typename Traits::Storage;
-  if constexpr (std::is_same_v<Storage, Accumulator>) {
-    return static_cast<const Accumulator*>(data);
-  } else {
-    auto* wide = static_cast<Accumulator*>(host.Allocate(count * sizeof(Accumulator)));
-    if (wide == nullptr) return nullptr;
-    const WidenLoop widen = GetElementwiseLoops().widen[static_cast<int>(dtype)];
-    ParallelRanges(host, count, kMinElementsPerTask, [&](int64_t begin, int64_t end) {
-      widen(static_cast<const Storage*>(data) + begin, wide + begin, end - begin);
-    });
-    return wide;
+// How one C is computed. Its columns fall into ranges, k into passes. For every range and pass, the
+// panels are packed and then the tiles of C computed, each by one thread: strip after strip, over
+// blocks of k so short that a packed strip stays in the first cache. In which order the products of
+// an element are added follows from k alone, so results are the same on any number of threads.
+struct Blocking {
+  Division strips;  // of m
+  Division passes;  // of k
+  Division panels;  // of n
+  Division ranges;  // of the panels
+  int64_t packed_panels;  // so many of the last ones are packed, the others read where they lie
+  int64_t longest_block;
+  int64_t strips_per_tile;
+  int64_t panels_per_tile;
+};
+
+Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, const Product& p,
+                        int64_t workers) {
+  const int64_t element_size = sizes.real * sizes.parts;
+  const int64_t panel_step = kernels.panel_width * element_size;
+  const Division strips = InPiecesOfAtMost(kernels.rows / sizes.parts, p.m);
+  const Division passes = InPiecesOfAtMost(kLongestPass, p.k);
+  const Division panels = InPiecesOf(kernels.panel_width, p.n);
+
+  const bool reads_b_unpacked = sizes.storage == element_size && sizes.parts == 1 &&
+                                p.b.col_stride == 1 && strips.pieces < kFewestStripsToPack;
+  const int64_t packed_panels =
+      !reads_b_unpacked ? panels.pieces : p.n % kernels.panel_width == 0 ? 0 : 1;
+  const Division ranges = InPiecesOfAtMost(
+      reads_b_unpacked ? panels.pieces : kPanelBytes / (passes.size * panel_step), panels.pieces);
+
+  const int64_t longest_block =
+      std::min(kLongestBlock, kStripBytes / (kernels.strip_width * element_size));
+  const int64_t block = InPiecesOfAtMost(longest_block, passes.size).size;
+  int64_t strips_per_tile = kMostStripsPerTile;
+  int64_t panels_per_tile = std::min(kTilePanelBytes / (block * panel_step), ranges.size);
+  if (workers > 1) {
+    // Several tiles for every thread, so that nobody waits long for the last one.
+    const int64_t wanted = 4 * workers;
+    const int64_t tile_columns = CeilDiv(ranges.size, panels_per_tile);
+    strips_per_tile = std::clamp<int64_t>(strips.pieces / CeilDiv(wanted, tile_columns), 1,
+                                          kMostStripsPerTile);
+    const int64_t tile_rows = CeilDiv(strips.pieces, strips_per_tile);
+    panels_per_tile =
+        std::clamp<int64_t>(ranges.size / CeilDiv(wanted, tile_rows), 1, panels_per_tile);
   }
+  strips_per_tile = InPiecesOfAtMost(strips_per_tile, strips.pieces).size;
+  panels_per_tile = InPiecesOfAtMost(panels_per_tile, ranges.size).size;
+  return {strips,        passes,          panels,         ranges, packed_panels,
+          longest_block, strips_per_tile, panels_per_tile};
 }
 
-Status OutOfMemory(const Product& p) {
-  return Status(StatusCode::kResourceExhausted,
-                "no memory to widen a product of " + std::to_string(p.m) + " x " +
-                    std::to_string(p.n) + " x " + std::to_string(p.k) + " to float32");
-}
+const char* At(const void* data, int64_t bytes) { return static_cast<const char*>(data) + bytes; }
+char* At(void* data, int64_t bytes) { return static_cast<char*>(data) + bytes; }
 
-template <typename Traits>
-Status TypedGemm(DType dtype, const Product& p, double alpha, const void* a_data,
-                 const void* b_data, void* c_data, const Epilogue& epilogue, Host& host) {
-  using Storage = typename Traits::Storage;
-  using Accumulator = typename Traits::Accumulator;
-  constexpr bool kWidens = !std::is_same_v<Storage, Accumulator>;
-  const BatchLoops loops = SplitBatch(p.batch);
-  const int64_t outputs = p.outputs();
-  const int64_t terms = p.terms();
-  const int64_t flops = p.Flops(Traits::kComplex);
-  const bool runs = flops > 0 && alpha != 0;
-  auto* c = static_cast<Storage*>(c_data);
+constexpr int64_t kAlignment = 64;
+int64_t Aligned(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment; }
 
-  const Accumulator* a = nullptr;
-  const Accumulator* b = nullptr;
-  if (runs) {
-    a = Widened<Traits>(dtype, a_data, StoredElements(p.m * p.k, p.batch, &BatchDim::a_stride),
-                        host);
-    b = Widened<Traits>(dtype, b_data, StoredElements(p.k * p.n, p.batch, &BatchDim::b_stride),
-                        host);
+// A product of a batch, and what is the same for all of them.
+class BatchedProduct {
+ public:
+  BatchedProduct(DType dtype, const Product& product, double alpha, const void* a, const void* b,
+                 void* c, const Epilogue& epilogue)
+      : kernels_(GetTarget().gemm->of[static_cast<int>(dtype)]),
+        sizes_(SizesOf(dtype)),
+        epilogue_loop_(GetTarget().elementwise->epilogue[static_cast<int>(dtype)][static_cast<int>(
+            epilogue.activation)]),
+        p_(product),
+        alpha_(alpha),
+        a_(a),
+        b_(b),
+        c_(c),
+        epilogue_(epilogue),
+        sums_in_c_(sizes_.parts == 1 && sizes_.storage == sizes_.real) {
+    for (const BatchDim& dim : p_.batch) (dim.sums() ? term_dims_ : output_dims_).push_back(dim);
+    terms_ = p_.terms();
+    if (terms_ == 0 || alpha == 0) p_.k = 0;  // nothing is read, and the sums are zeros
+    terms_ = std::max<int64_t>(1, terms_);
   }
-  Accumulator* accumulator;
-  if constexpr (kWidens) {
-    const int64_t count = StoredElements(p.m * p.n, p.batch, &BatchDim::c_stride);
-    accumulator = static_cast<Accumulator*>(host.Allocate(count * sizeof(Accumulator)));
-  } else {
-    accumulator = c;
+
+  Status Run(Host& host) {
+    const int64_t outputs = p_.outputs();
+    const int64_t flops = p_.Flops(sizes_.parts == 2);
+    const int64_t workers =
+        std::clamp<int64_t>(flops / kMinFlopsPerTask, 1, std::max(1, host.threads()));
+    // Each matrix by one thread where there are enough of them, else all threads on each.
+    const bool whole_matrices = outputs >= 2 * workers;
+    const int64_t workers_per_matrix =
+        whole_matrices ? 1 : std::clamp<int64_t>(flops / outputs / kMinFlopsPerTask, 1, workers);
+    blocking_ = ChooseBlocking(kernels_, sizes_, p_, workers_per_matrix);
+
+    const int64_t memories = whole_matrices ? workers : 1;
+    const Status status = Allocate(host, workers, memories);
+    if (!status.ok()) return status;
+    const std::vector<int64_t> stages = Stages();
+    if (whole_matrices) {
+      ParallelStages(host, workers, {outputs}, [&](int64_t worker, size_t, int64_t output) {
+        RunSerially(stages, MatrixAt(output, worker), worker);
+      });
+    } else {
+      for (int64_t output = 0; output < outputs; ++output) {
+        const Matrix matrix = MatrixAt(output, 0);
+        ParallelStages(host, workers_per_matrix, stages,
+                       [&](int64_t worker, size_t stage, int64_t job) {
+                         RunJob(matrix, stage, job, Scratch(worker));
+                       });
+      }
+    }
+    return Status();
   }
-  if (accumulator == nullptr || (runs && (a == nullptr || b == nullptr))) return OutOfMemory(p);
 
-  const EpilogueLoop epilogue_loop =
-      GetElementwiseLoops()
-          .epilogue[static_cast<int>(dtype)][static_cast<int>(epilogue.activation)];
-  const int64_t ldc = std::max(p.c.row_stride, p.n);  // BLAS asks this of a single row too
-  const Tiling tiling = ChooseTiling(p, outputs, flops, host.threads());
-  const int64_t tiles = tiling.row_tiles * tiling.col_tiles;
-  const int64_t flops_per_tile = std::max<int64_t>(1, flops / (outputs * tiles));
+ private:
+  // One C and its factors' first terms, and the memory for its packed panels and incomplete sums.
+  struct Matrix {
+    Offsets offsets;
+    void* packed;
+    void* sums;
+  };
 
-  const auto run_tile = [&](int64_t index) {
-    const int64_t row = index % tiles / tiling.col_tiles * tiling.rows;
-    const int64_t col = index % tiling.col_tiles * tiling.cols;
-    const int64_t rows = std::min(tiling.rows, p.m - row);
-    const int64_t cols = std::min(tiling.cols, p.n - col);
-    const Offsets output = OffsetsAt(loops.outputs, index / tiles);
-    const int64_t c_offset = output.c + row * ldc + col;
-    if (runs) {
-      const int64_t k_step = rows * cols <= kSmallTile ? kLongestSum : p.k;
-      Accumulator beta(0);
-      for (int64_t term = 0; term < terms; ++term) {
-        const Offsets offsets = OffsetsAt(loops.terms, term);
-        for (int64_t k = 0; k < p.k; k += k_step) {
-          const MatrixProduct product{rows, cols, std::min(k_step, p.k - k), p.a, p.b, ldc};
-          MultiplyAdd(product, Accumulator(alpha),
-                      a + output.a + offsets.a + row * p.a.row_stride + k * p.a.col_stride,
-                      b + output.b + offsets.b + col * p.b.col_stride + k * p.b.row_stride, beta,
-                      accumulator + c_offset);
-          beta = Accumulator(1);
+  // A range of panels and a pass over one term's k.
+  struct Phase {
+    int64_t first_panel;
+    int64_t panels;
+    int64_t first_packed;
+    int64_t term;
+    int64_t k_begin;
+    Division blocks;  // of the pass
+    bool first;
+    bool last;
+  };
+
+  int64_t passes() const { return terms_ * blocking_.passes.pieces; }
+  int64_t tile_width() const { return blocking_.panels_per_tile * kernels_.panel_width; }
+  int64_t range_width() const { return blocking_.ranges.size * kernels_.panel_width; }
+  int64_t panel_bytes(int64_t k) const {
+    return k * kernels_.panel_width * sizes_.real * sizes_.parts;
+  }
+
+  // Jobs a stage: packing and tiles by turns.
+  std::vector<int64_t> Stages() const {
+    std::vector<int64_t> stages;
+    for (int64_t i = 0; i < blocking_.ranges.pieces * passes(); ++i) {
+      const Phase phase = PhaseAt(i);
+      stages.push_back((phase.first_panel + phase.panels - phase.first_packed) *
+                       phase.blocks.pieces);
+      stages.push_back(CeilDiv(phase.panels, blocking_.panels_per_tile) *
+                       CeilDiv(blocking_.strips.pieces, blocking_.strips_per_tile));
+    }
+    return stages;
+  }
+
+  Phase PhaseAt(int64_t index) const {
+    const int64_t range = index / passes();
+    const int64_t pass = index % passes();
+    const int64_t piece = pass % blocking_.passes.pieces;
+    Phase phase;
+    phase.first_panel = blocking_.ranges.Begin(range);
+    phase.panels = blocking_.ranges.Size(range);
+    phase.first_packed =
+        std::max(phase.first_panel, blocking_.panels.pieces - blocking_.packed_panels);
+    phase.term = pass / blocking_.passes.pieces;
+    phase.k_begin = blocking_.passes.Begin(piece);
+    phase.blocks = InPiecesOfAtMost(blocking_.longest_block, blocking_.passes.Size(piece));
+    phase.first = pass == 0;
+    phase.last = pass == passes() - 1;
+    return phase;
+  }
+
+  Status Allocate(Host& host, int64_t workers, int64_t memories) {
+    const int64_t packed = std::min(blocking_.packed_panels, blocking_.ranges.size);
+    packed_bytes_ = Aligned(packed * panel_bytes(blocking_.passes.size));
+    const int64_t block = std::min(blocking_.longest_block, blocking_.passes.size);
+    strip_bytes_ = Aligned(block * kernels_.strip_width * sizes_.real * sizes_.parts);
+    const int64_t tile_rows = blocking_.strips_per_tile * blocking_.strips.size * sizes_.parts;
+    const bool needs_sums = !sums_in_c_ && passes() > 1;
+    tile_bytes_ = sums_in_c_ || needs_sums ? 0 : Aligned(tile_rows * tile_width() * sizes_.real);
+    sums_bytes_ = needs_sums ? Aligned(p_.m * sizes_.parts * range_width() * sizes_.real) : 0;
+    const int64_t bytes =
+        memories * (packed_bytes_ + sums_bytes_) + workers * (strip_bytes_ + tile_bytes_);
+    memory_ = host.Allocate(bytes);
+    scratch_ = At(memory_, memories * (packed_bytes_ + sums_bytes_));
+    if (memory_ != nullptr) return Status();
+    return Status(StatusCode::kResourceExhausted,
+                  "no memory (" + std::to_string(bytes) + " bytes) for a product of " +
+                      std::to_string(p_.m) + " x " + std::to_string(p_.n) + " x " +
+                      std::to_string(p_.k));
+  }
+
+  Matrix MatrixAt(int64_t output, int64_t memory) const {
+    char* const packed = At(memory_, memory * (packed_bytes_ + sums_bytes_));
+    return {OffsetsAt(output_dims_, output), packed, packed + packed_bytes_};
+  }
+  char* Scratch(int64_t worker) const {
+    return At(scratch_, worker * (strip_bytes_ + tile_bytes_));
+  }
+
+  void RunSerially(const std::vector<int64_t>& stages, const Matrix& matrix, int64_t worker) const {
+    for (size_t stage = 0; stage < stages.size(); ++stage) {
+      for (int64_t job = 0; job < stages[stage]; ++job) {
+        RunJob(matrix, stage, job, Scratch(worker));
+      }
+    }
+  }
+
+  void RunJob(const Matrix& matrix, size_t stage, int64_t job, char* scratch) const {
+    const Phase phase = PhaseAt(static_cast<int64_t>(stage / 2));
+    stage % 2 == 0 ? PackPanel(matrix, phase, job) : RunTile(matrix, phase, job, scratch);
+  }
+
+  const char* BAt(const Matrix& matrix, const Phase& phase, int64_t k, int64_t column) const {
+    return At(b_, (matrix.offsets.b + OffsetsAt(term_dims_, phase.term).b +
+                   (phase.k_begin + k) * p_.b.row_stride + column * p_.b.col_stride) *
+                      sizes_.storage);
+  }
+
+  // Blocks of k lie one behind the other, in a block panel after panel.
+  char* PackedAt(const Matrix& matrix, const Phase& phase, int64_t block, int64_t panel) const {
+    const int64_t packed = phase.first_panel + phase.panels - phase.first_packed;
+    return At(matrix.packed,
+              panel_bytes(phase.blocks.Begin(block) * packed +
+                          phase.blocks.Size(block) * (panel - phase.first_packed)));
+  }
+
+  void PackPanel(const Matrix& matrix, const Phase& phase, int64_t job) const {
+    const int64_t block = job % phase.blocks.pieces;
+    const int64_t panel = phase.first_packed + job / phase.blocks.pieces;
+    kernels_.pack_panel(
+        {BAt(matrix, phase, phase.blocks.Begin(block), blocking_.panels.Begin(panel)),
+         p_.b.col_stride, p_.b.row_stride, p_.b.conjugate, blocking_.panels.Size(panel),
+         phase.blocks.Size(block)},
+        PackedAt(matrix, phase, block, panel));
+  }
+
+  // Where a tile's sums are until they are complete.
+  struct Sums {
+    char* data;
+    int64_t stride;
+  };
+  Sums SumsAt(const Matrix& matrix, const Phase& phase, int64_t row, int64_t first_row,
+              int64_t column, char* tile_sums) const {
+    if (sums_in_c_) {
+      return {At(c_, (matrix.offsets.c + row * p_.c.row_stride + column) * sizes_.real),
+              p_.c.row_stride};
+    }
+    if (sums_bytes_ > 0) {
+      const int64_t range_begin = blocking_.panels.Begin(phase.first_panel);
+      return {At(matrix.sums,
+                 (row * sizes_.parts * range_width() + column - range_begin) * sizes_.real),
+              range_width()};
+    }
+    return {At(tile_sums, (row - first_row) * sizes_.parts * tile_width() * sizes_.real),
+            tile_width()};
+  }
+
+  void RunTile(const Matrix& matrix, const Phase& phase, int64_t job, char* scratch) const {
+    const int64_t tile_columns = CeilDiv(phase.panels, blocking_.panels_per_tile);
+    const int64_t strip_begin = job / tile_columns * blocking_.strips_per_tile;
+    const int64_t strip_end =
+        std::min(blocking_.strips.pieces, strip_begin + blocking_.strips_per_tile);
+    const int64_t panel_begin =
+        phase.first_panel + job % tile_columns * blocking_.panels_per_tile;
+    const int64_t panel_end =
+        std::min(phase.first_panel + phase.panels, panel_begin + blocking_.panels_per_tile);
+    const int64_t column = blocking_.panels.Begin(panel_begin);
+    const int64_t columns = std::min(p_.n, blocking_.panels.Begin(panel_end)) - column;
+    const int64_t first_row = blocking_.strips.Begin(strip_begin);
+    const int64_t a_begin = matrix.offsets.a + OffsetsAt(term_dims_, phase.term).a;
+
+    for (int64_t block = 0; block < phase.blocks.pieces; ++block) {
+      const int64_t k = phase.blocks.Size(block);
+      const int64_t k_begin = phase.k_begin + phase.blocks.Begin(block);
+      for (int64_t strip = strip_begin; strip < strip_end; ++strip) {
+        const int64_t row = blocking_.strips.Begin(strip);
+        const int64_t rows = blocking_.strips.Size(strip);
+        const int64_t a = a_begin + row * p_.a.row_stride + k_begin * p_.a.col_stride;
+        kernels_.pack_strip({At(a_, a * sizes_.storage), p_.a.row_stride, p_.a.col_stride,
+                             p_.a.conjugate, rows, k},
+                            scratch);
+        const Sums sums =
+            SumsAt(matrix, phase, row, first_row, column, scratch + strip_bytes_);
+        MicroTile tile;
+        tile.k = k * sizes_.parts;
+        tile.a = scratch;
+        tile.alpha = alpha_;
+        tile.adds = !phase.first || block > 0;
+        tile.c_stride = sums.stride;
+        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+          const bool packed = panel >= phase.first_packed;
+          tile.b = packed ? PackedAt(matrix, phase, block, panel)
+                          : BAt(matrix, phase, phase.blocks.Begin(block),
+                                blocking_.panels.Begin(panel));
+          tile.b_stride = packed ? kernels_.panel_width : p_.b.row_stride;
+          tile.c = sums.data + (panel - panel_begin) * kernels_.panel_width * sizes_.real;
+          tile.cols = blocking_.panels.Size(panel);
+          kernels_.multiply[rows * sizes_.parts - 1][(tile.cols - 1) / kernels_.lanes](tile);
+        }
+        if (phase.last && block == phase.blocks.pieces - 1) {
+          Finish(matrix, sums, row, rows, column, columns);
         }
       }
-    } else {
-      for (int64_t i = 0; i < rows; ++i) {
-        std::fill_n(accumulator + c_offset + i * ldc, cols, Accumulator(0));
-      }
     }
-    if (kWidens || !epilogue.empty()) {
-      const auto* bias = static_cast<const Storage*>(epilogue.bias);
-      auto* z = static_cast<Storage*>(epilogue.z);
-      epilogue_loop(accumulator + c_offset, bias ? bias + col : nullptr, z ? z + c_offset : nullptr,
-                    c + c_offset, rows, cols, ldc);
-    }
-  };
-  ParallelRanges(host, outputs * tiles, CeilDiv(kMinFlopsPerTask, flops_per_tile),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t index = begin; index < end; ++index) run_tile(index);
-                 });
-  return Status();
-}
+  }
+
+  // The epilogue, on sums that the first cache still holds.
+  void Finish(const Matrix& matrix, const Sums& sums, int64_t row, int64_t rows, int64_t column,
+              int64_t columns) const {
+    if (sums_in_c_ && epilogue_.empty()) return;
+    const auto at = [&](const void* data, int64_t element) {
+      return data == nullptr ? nullptr
+                             : const_cast<char*>(At(data, element * sizes_.storage));
+    };
+    const int64_t c = matrix.offsets.c + row * p_.c.row_stride + column;
+    epilogue_loop_(sums.data, sums.stride, at(epilogue_.bias, column), at(epilogue_.z, c),
+                   at(c_, c), rows, columns, p_.c.row_stride);
+  }
+
+  const GemmKernels& kernels_;
+  const ElementSizes sizes_;
+  const EpilogueLoop epilogue_loop_;
+  Product p_;
+  std::vector<BatchDim> output_dims_;
+  std::vector<BatchDim> term_dims_;
+  int64_t terms_;
+  const double alpha_;
+  const void* const a_;
+  const void* const b_;
+  void* const c_;
+  const Epilogue epilogue_;
+  const bool sums_in_c_;
+  Blocking blocking_;
+
+  // For every matrix that is being computed packed panels and sums, for every worker a packed strip
+  // and a tile.
+  void* memory_ = nullptr;
+  char* scratch_ = nullptr;
+  int64_t packed_bytes_ = 0;
+  int64_t sums_bytes_ = 0;
+  int64_t strip_bytes_ = 0;
+  int64_t tile_bytes_ = 0;
+};
 
 }  // namespace
 
 Status Gemm(DType dtype, const Product& product, double alpha, const void* a, const void* b,
             void* c, const Epilogue& epilogue, Host& host) {
   if (product.m == 0 || product.n == 0 || product.outputs() == 0) return Status();
-  if (!GetOpenBlas().status.ok()) return GetOpenBlas().status;
   if (product.c.col_stride != 1) {
     return Gemm(dtype, Transposed(product), alpha, b, a, c, epilogue, host);
   }
-  return VisitDType(dtype, [&](auto traits) {
-    return TypedGemm<decltype(traits)>(dtype, product, alpha, a, b, c, epilogue, host);
-  });
+  return BatchedProduct(dtype, product, alpha, a, b, c, epilogue).Run(host);
 }
 
 }  // namespace stopgrad::cpu

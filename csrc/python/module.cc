@@ -21,7 +21,7 @@
 #include "core/plan.h"
 #include "core/problem.h"
 #include "core/stats.h"
-#include "cpu/elementwise.h"
+#include "cpu/targets.h"
 #include "cpu/fused_matmul.h"
 #include "cpu/openblas.h"
 
@@ -342,7 +342,7 @@ py::dict BuildInfo() {
   info["cxx11_abi"] = static_cast<int>(_GLIBCXX_USE_CXX11_ABI);
   info["compiler"] = STOPGRAD_COMPILER;
   info["openblas"] = cpu::GetOpenBlas().description;
-  info["vector_loops"] = cpu::GetElementwiseLoops().target;
+  info["vector_loops"] = cpu::GetTarget().name;
   return info;
 }
 

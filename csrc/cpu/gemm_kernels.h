@@ -1,0 +1,72 @@
+#ifndef STOPGRAD_CPU_GEMM_KERNELS_H_
+#define STOPGRAD_CPU_GEMM_KERNELS_H_
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace stopgrad::cpu {
+
+// The inner loops of a matrix product C = alpha A B, packed and blocked as in Goto and van de Geijn,
+// Anatomy of High-Performance Matrix Multiplication, 2008. A strip is some rows of A, a panel some
+// columns of B; packed, either is one dense row of its width for every step of k. What is multiplied
+// are real numbers of the dtype's accumulator type.
+//
+// A complex product is a real one of twice the rows and twice the k (the 1m method of Van Zee,
+// Implementing High-Performance Complex Matrix Multiplication via the 1m Method, 2020),
+//   (Re C)   (Re A  -Im A) (Re B)
+//   (Im C) = (Im A   Re A) (Im B),
+// where the two rows that an element of A fills lie next to each other, and so do those of C.
+
+// A piece of a factor where it lies. Element (i, l), i across the strip or panel and l along k, is
+// at i * stride + l * k_stride; one of the two strides is 1.
+struct PackSource {
+  const void* data;
+  int64_t stride;
+  int64_t k_stride;
+  bool conjugate;
+  int64_t count;  // of i, at most the width
+  int64_t k;
+};
+
+// Packs a piece. What stands between `count` and the width is never a result's business: zeros or
+// neighbours of the piece.
+using PackLoop = void (*)(const PackSource& source, void* packed);
+
+// C = alpha A B or C += alpha A B for as many rows and columns as fit the registers. A is a packed
+// strip; B's rows are b_stride apart, so it can be a panel or a matrix as it lies, and are read in
+// whole vectors; of C's, `cols` elements are written.
+struct MicroTile {
+  int64_t k;
+  const void* a;
+  const void* b;
+  int64_t b_stride;
+  double alpha;
+  bool adds;
+  void* c;
+  int64_t c_stride;
+  int64_t cols;
+};
+using MultiplyLoop = void (*)(const MicroTile& tile);
+
+inline constexpr int kMostRows = 14;
+inline constexpr int kMostVectors = 2;
+
+// The kernels of one dtype on one instruction set.
+struct GemmKernels {
+  int rows;   // real rows of the largest micro-tile
+  int lanes;  // real numbers in a vector
+  int strip_width;
+  int panel_width;
+  PackLoop pack_strip;
+  PackLoop pack_panel;
+  MultiplyLoop multiply[kMostRows][kMostVectors];  // [rows - 1][vectors - 1]
+};
+
+struct GemmKernelTable {
+  GemmKernels of[kNumDTypes];
+};
+
+}  // namespace stopgrad::cpu
+
+#endif  // STOPGRAD_CPU_GEMM_KERNELS_H_
