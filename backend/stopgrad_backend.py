@@ -19,7 +19,7 @@ if importlib.util.find_spec("scikit_build_core") is None:
     # Only --no-build-isolation gets here: with isolation pip installs what pyproject.toml requires.
     raise SystemExit(
         "stopgrad_op: a build without isolation needs its tools in this environment."
-        " Type: pip install scikit-build-core pybind11 scipy-openblas64 cmake ninja"
+        " Type: pip install scikit-build-core pybind11 cmake ninja"
     )
 
 from scikit_build_core import build as _scikit_build

@@ -8,7 +8,7 @@ function(stopgrad_ask_python variable what code)
     OUTPUT_VARIABLE answer ERROR_VARIABLE error RESULT_VARIABLE failed
     OUTPUT_STRIP_TRAILING_WHITESPACE)
   if(failed)
-    message(FATAL_ERROR "${what} was not found: pip install scipy-openblas64 pybind11, "
+    message(FATAL_ERROR "${what} was not found: pip install pybind11, "
       "or pass -D${variable}=...\n${error}")
   endif()
   set(${variable} "${answer}" PARENT_SCOPE)

@@ -28,8 +28,7 @@ class BuildInfo(TypedDict):
     tensorflow_distribution: str | None
     cxx11_abi: int
     compiler: str
-    openblas: str
-    vector_loops: str
+    instructions: str
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@
 #include <type_traits>
 
 #include "core/stats.h"
-#include "cpu/targets.h"
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
+#include "cpu/targets.h"
 
 namespace stopgrad::cpu {
 

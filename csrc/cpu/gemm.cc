@@ -17,12 +17,12 @@ namespace {
 // processors that these kernels are for have at the least, but for the smaller second caches of
 // desktop ones, where the panels come from the third.
 constexpr int64_t kStripBytes = 24 << 10;
-constexpr int64_t kTilePanelBytes = 512 << 10;
+constexpr int64_t kTilePanelBytes = 768 << 10;
 // The longest chain of additions before a sum is added to what came before.
 constexpr int64_t kLongestBlock = 384;
 constexpr int64_t kMostStripsPerTile = 8;
-// All threads share the packed panels through the last cache. This is also the most memory that they
-// take, but for a single panel of the longest pass.
+// All threads share the packed panels through the last cache. This is also the most memory that
+// they take, but for a single panel of the longest pass.
 constexpr int64_t kPanelBytes = 4 << 20;
 constexpr int64_t kLongestPass = 8192;
 // With fewer strips, packing B costs more than it saves.
@@ -87,10 +87,10 @@ Division InPiecesOfAtMost(int64_t most, int64_t extent) {
 // blocks of k so short that a packed strip stays in the first cache. In which order the products of
 // an element are added follows from k alone, so results are the same on any number of threads.
 struct Blocking {
-  Division strips;  // of m
-  Division passes;  // of k
-  Division panels;  // of n
-  Division ranges;  // of the panels
+  Division strips;        // of m
+  Division passes;        // of k
+  Division panels;        // of n
+  Division ranges;        // of the panels
   int64_t packed_panels;  // so many of the last ones are packed, the others read where they lie
   int64_t longest_block;
   int64_t strips_per_tile;
@@ -107,8 +107,9 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
 
   const bool reads_b_unpacked = sizes.storage == element_size && sizes.parts == 1 &&
                                 p.b.col_stride == 1 && strips.pieces < kFewestStripsToPack;
-  const int64_t packed_panels =
-      !reads_b_unpacked ? panels.pieces : p.n % kernels.panel_width == 0 ? 0 : 1;
+  const int64_t packed_panels = !reads_b_unpacked                ? panels.pieces
+                                : p.n % kernels.panel_width == 0 ? 0
+                                                                 : 1;
   const Division ranges = InPiecesOfAtMost(
       reads_b_unpacked ? panels.pieces : kPanelBytes / (passes.size * panel_step), panels.pieces);
 
@@ -121,16 +122,16 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
     // Several tiles for every thread, so that nobody waits long for the last one.
     const int64_t wanted = 4 * workers;
     const int64_t tile_columns = CeilDiv(ranges.size, panels_per_tile);
-    strips_per_tile = std::clamp<int64_t>(strips.pieces / CeilDiv(wanted, tile_columns), 1,
-                                          kMostStripsPerTile);
+    strips_per_tile =
+        std::clamp<int64_t>(strips.pieces / CeilDiv(wanted, tile_columns), 1, kMostStripsPerTile);
     const int64_t tile_rows = CeilDiv(strips.pieces, strips_per_tile);
     panels_per_tile =
         std::clamp<int64_t>(ranges.size / CeilDiv(wanted, tile_rows), 1, panels_per_tile);
   }
   strips_per_tile = InPiecesOfAtMost(strips_per_tile, strips.pieces).size;
   panels_per_tile = InPiecesOfAtMost(panels_per_tile, ranges.size).size;
-  return {strips,        passes,          panels,         ranges, packed_panels,
-          longest_block, strips_per_tile, panels_per_tile};
+  return {strips,        passes,        panels,          ranges,
+          packed_panels, longest_block, strips_per_tile, panels_per_tile};
 }
 
 const char* At(const void* data, int64_t bytes) { return static_cast<const char*>(data) + bytes; }
@@ -146,8 +147,8 @@ class BatchedProduct {
                  void* c, const Epilogue& epilogue)
       : kernels_(GetTarget().gemm->of[static_cast<int>(dtype)]),
         sizes_(SizesOf(dtype)),
-        epilogue_loop_(GetTarget().elementwise->epilogue[static_cast<int>(dtype)][static_cast<int>(
-            epilogue.activation)]),
+        epilogue_loop_(GetTarget().elementwise->epilogue[static_cast<int>(dtype)]
+                                                        [static_cast<int>(epilogue.activation)]),
         p_(product),
         alpha_(alpha),
         a_(a),
@@ -299,9 +300,8 @@ class BatchedProduct {
   // Blocks of k lie one behind the other, in a block panel after panel.
   char* PackedAt(const Matrix& matrix, const Phase& phase, int64_t block, int64_t panel) const {
     const int64_t packed = phase.first_panel + phase.panels - phase.first_packed;
-    return At(matrix.packed,
-              panel_bytes(phase.blocks.Begin(block) * packed +
-                          phase.blocks.Size(block) * (panel - phase.first_packed)));
+    return At(matrix.packed, panel_bytes(phase.blocks.Begin(block) * packed +
+                                         phase.blocks.Size(block) * (panel - phase.first_packed)));
   }
 
   void PackPanel(const Matrix& matrix, const Phase& phase, int64_t job) const {
@@ -340,8 +340,7 @@ class BatchedProduct {
     const int64_t strip_begin = job / tile_columns * blocking_.strips_per_tile;
     const int64_t strip_end =
         std::min(blocking_.strips.pieces, strip_begin + blocking_.strips_per_tile);
-    const int64_t panel_begin =
-        phase.first_panel + job % tile_columns * blocking_.panels_per_tile;
+    const int64_t panel_begin = phase.first_panel + job % tile_columns * blocking_.panels_per_tile;
     const int64_t panel_end =
         std::min(phase.first_panel + phase.panels, panel_begin + blocking_.panels_per_tile);
     const int64_t column = blocking_.panels.Begin(panel_begin);
@@ -356,11 +355,10 @@ class BatchedProduct {
         const int64_t row = blocking_.strips.Begin(strip);
         const int64_t rows = blocking_.strips.Size(strip);
         const int64_t a = a_begin + row * p_.a.row_stride + k_begin * p_.a.col_stride;
-        kernels_.pack_strip({At(a_, a * sizes_.storage), p_.a.row_stride, p_.a.col_stride,
-                             p_.a.conjugate, rows, k},
-                            scratch);
-        const Sums sums =
-            SumsAt(matrix, phase, row, first_row, column, scratch + strip_bytes_);
+        kernels_.pack_strip(
+            {At(a_, a * sizes_.storage), p_.a.row_stride, p_.a.col_stride, p_.a.conjugate, rows, k},
+            scratch);
+        const Sums sums = SumsAt(matrix, phase, row, first_row, column, scratch + strip_bytes_);
         MicroTile tile;
         tile.k = k * sizes_.parts;
         tile.a = scratch;
@@ -369,9 +367,9 @@ class BatchedProduct {
         tile.c_stride = sums.stride;
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
           const bool packed = panel >= phase.first_packed;
-          tile.b = packed ? PackedAt(matrix, phase, block, panel)
-                          : BAt(matrix, phase, phase.blocks.Begin(block),
-                                blocking_.panels.Begin(panel));
+          tile.b =
+              packed ? PackedAt(matrix, phase, block, panel)
+                     : BAt(matrix, phase, phase.blocks.Begin(block), blocking_.panels.Begin(panel));
           tile.b_stride = packed ? kernels_.panel_width : p_.b.row_stride;
           tile.c = sums.data + (panel - panel_begin) * kernels_.panel_width * sizes_.real;
           tile.cols = blocking_.panels.Size(panel);
@@ -389,8 +387,7 @@ class BatchedProduct {
               int64_t columns) const {
     if (sums_in_c_ && epilogue_.empty()) return;
     const auto at = [&](const void* data, int64_t element) {
-      return data == nullptr ? nullptr
-                             : const_cast<char*>(At(data, element * sizes_.storage));
+      return data == nullptr ? nullptr : const_cast<char*>(At(data, element * sizes_.storage));
     };
     const int64_t c = matrix.offsets.c + row * p_.c.row_stride + column;
     epilogue_loop_(sums.data, sums.stride, at(epilogue_.bias, column), at(epilogue_.z, c),

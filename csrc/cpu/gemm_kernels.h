@@ -7,10 +7,10 @@
 
 namespace stopgrad::cpu {
 
-// The inner loops of a matrix product C = alpha A B, packed and blocked as in Goto and van de Geijn,
-// Anatomy of High-Performance Matrix Multiplication, 2008. A strip is some rows of A, a panel some
-// columns of B; packed, either is one dense row of its width for every step of k. What is multiplied
-// are real numbers of the dtype's accumulator type.
+// The inner loops of a matrix product C = alpha A B, packed and blocked as in Goto and van de
+// Geijn, Anatomy of High-Performance Matrix Multiplication, 2008. A strip is some rows of A, a
+// panel some columns of B; packed, either is one dense row of its width for every step of k. What
+// is multiplied are real numbers of the dtype's accumulator type.
 //
 // A complex product is a real one of twice the rows and twice the k (the 1m method of Van Zee,
 // Implementing High-Performance Complex Matrix Multiplication via the 1m Method, 2020),

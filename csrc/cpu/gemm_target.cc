@@ -11,9 +11,9 @@ namespace stopgrad::cpu {
 
 namespace {
 
-// The largest micro-tile is what leaves a register for an element of A and one for each vector of B:
-// 32 registers of 64 bytes hold 14 x 2 sums, 16 hold 6 x 2, and 4 x 2 where multiplying and adding
-// are two instructions with a temporary between them.
+// The largest micro-tile is what leaves a register for an element of A and one for each vector of
+// B: 32 registers of 64 bytes hold 14 x 2 sums, 16 hold 6 x 2, and 4 x 2 where multiplying and
+// adding are two instructions with a temporary between them.
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 constexpr int kRows = 14;

@@ -35,10 +35,10 @@ void ParallelRanges(Host& host, int64_t count, int64_t grain, const Body& body) 
                    [&](int64_t task) { body(task * step, std::min(count, (task + 1) * step)); });
 }
 
-// Runs job(worker, stage, index) for every index below `counts[stage]` of every stage, a stage's jobs
-// when all those of the stages before it have ended. Workers take the jobs in order, one by one; who
-// has to wait for a stage waits for jobs that others are running, never for one that nobody has
-// taken, so that it does not matter how many workers really run at the same time.
+// Runs job(worker, stage, index) for every index below `counts[stage]` of every stage, a stage's
+// jobs when all those of the stages before it have ended. Workers take the jobs in order, one by
+// one; who has to wait for a stage waits for jobs that others are running, never for one that
+// nobody has taken, so that it does not matter how many workers really run at the same time.
 template <typename Job>
 void ParallelStages(Host& host, int64_t workers, const std::vector<int64_t>& counts,
                     const Job& job) {

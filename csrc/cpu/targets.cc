@@ -6,7 +6,8 @@
 
 namespace stopgrad::cpu {
 
-// From elementwise_target.cc and gemm_target.cc; CMake compiles them once for every instruction set.
+// From elementwise_target.cc and gemm_target.cc; CMake compiles them once for every instruction
+// set.
 #define STOPGRAD_DECLARE_TARGET(name)        \
   namespace name {                           \
   extern const ElementwiseLoops elementwise; \
@@ -20,8 +21,8 @@ STOPGRAD_DECLARE_TARGET(avx512)
 
 namespace {
 
-// The best target that the processor supports; or the one that STOPGRAD_TARGET names, so that all of
-// them can be tested on one machine.
+// The best target that the processor supports; or the one that STOPGRAD_INSTRUCTION_SET names, so
+// that all of them can be tested on one machine.
 Target Choose() {
 #ifdef STOPGRAD_X86_TARGETS
   __builtin_cpu_init();
@@ -38,7 +39,7 @@ Target Choose() {
 #endif
       {"baseline", &baseline::elementwise, &baseline::gemm, true},
   };
-  const char* const wanted = std::getenv("STOPGRAD_VECTOR_LOOPS");
+  const char* const wanted = std::getenv("STOPGRAD_INSTRUCTION_SET");
   for (const Target& target : targets) {
     if (target.supported && (wanted == nullptr || std::strcmp(wanted, target.name) == 0)) {
       return target;

@@ -21,9 +21,8 @@
 #include "core/plan.h"
 #include "core/problem.h"
 #include "core/stats.h"
-#include "cpu/targets.h"
 #include "cpu/fused_matmul.h"
-#include "cpu/openblas.h"
+#include "cpu/targets.h"
 
 namespace py = pybind11;
 
@@ -341,8 +340,7 @@ py::dict BuildInfo() {
   info["tensorflow_distribution"] = NoneIfEmpty(STOPGRAD_TENSORFLOW_DISTRIBUTION);
   info["cxx11_abi"] = static_cast<int>(_GLIBCXX_USE_CXX11_ABI);
   info["compiler"] = STOPGRAD_COMPILER;
-  info["openblas"] = cpu::GetOpenBlas().description;
-  info["vector_loops"] = cpu::GetTarget().name;
+  info["instructions"] = cpu::GetTarget().name;
   return info;
 }
 
@@ -352,11 +350,6 @@ py::dict BuildInfo() {
 PYBIND11_MODULE(_kernels, module) {
   using namespace py::literals;
   using namespace stopgrad;
-  // Opened here, while the module is imported, and not later under a running computation, since
-  // opening it changes environment variables for a moment.
-  if (const Status& status = cpu::GetOpenBlas().status; !status.ok()) {
-    throw py::import_error(status.message());
-  }
   module.doc() = "The kernels of stopgrad_op on NumPy arrays, without TensorFlow.";
   module.def("matmul", MatMul, "a"_a, "b"_a, "bias"_a = py::none(), py::kw_only(),
              "layout_a"_a = "normal", "layout_b"_a = "normal", "activation"_a = "linear",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -55,14 +54,6 @@ def test_split_gradients_are_right(rng: np.random.Generator, dtype: str, threads
         exact = reference.gradients(problem, dy)
         for name, result in results.items():
             reference.assert_close(result, exact[name], dtype, what=name)
-
-
-@pytest.mark.parametrize("dtype", INTEGERS, indirect=True)
-def test_integers_do_not_depend_on_threads(rng: np.random.Generator, dtype: str) -> None:
-    for a, b in SPLIT:
-        problem = reference.random_problem(rng, a, b, dtype)
-        once, thrice = (_kernels.matmul(problem.a, problem.b, threads=n) for n in (1, 3))
-        np.testing.assert_array_equal(once, thrice)
 
 
 @pytest.mark.parametrize("dtype", FLOATING, indirect=True)
@@ -129,41 +120,27 @@ def test_calls_from_several_python_threads_are_right(rng: np.random.Generator) -
 
 
 COUNT_THREADS = """
-import ctypes, importlib.util, os, sys
+import importlib.util, os, sys
 
 def threads():
     return len(os.listdir("/proc/self/task"))
 
-assert "numpy" not in sys.modules
 assert threads() == 1
 spec = importlib.util.spec_from_file_location("_kernels", sys.argv[1])
 kernels = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kernels)
-assert kernels.build_info()["openblas"]
+assert kernels.build_info()["instructions"]
 assert "numpy" not in sys.modules
 assert threads() == 1, f"importing the kernels started {threads() - 1} threads"
-# Python's own view of the environment is as old as the process.
-getenv = ctypes.CDLL(None).getenv
-getenv.restype = ctypes.c_char_p
-value = getenv(b"OPENBLAS_NUM_THREADS")
-print(value if value is None else value.decode())
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in Linux's /proc")
-@pytest.mark.parametrize("asked", [None, "4"])
-def test_openblas_starts_no_threads_and_leaves_the_environment(asked: str | None) -> None:
-    environment = {
-        name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"
-    }
-    if asked is not None:
-        environment["OPENBLAS_NUM_THREADS"] = asked
+def test_importing_the_kernels_starts_no_threads() -> None:
     result = subprocess.run(
         [sys.executable, "-c", COUNT_THREADS, str(_kernels.__file__)],
-        env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == str(asked)

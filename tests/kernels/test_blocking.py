@@ -1,0 +1,104 @@
+"""Products larger than the pieces that they are computed in, on both sides of every border.
+
+The pieces are csrc/cpu/gemm.cc's: strips of at most 14 rows, panels of at most 32 columns, blocks
+of at most 384 of k, tiles of 8 strips, 4 MiB of packed panels, passes of 8192 of k.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+from reference import COMPLEX, FLOATING, INTEGERS
+
+from stopgrad_op import _kernels
+
+every_dtype = pytest.mark.parametrize("dtype", (*FLOATING, *COMPLEX, *INTEGERS), indirect=True)
+
+# The shapes of a and b.
+BORDERS = {
+    "strip and panel": ((28, 31), (31, 64)),
+    "a row and a column more": ((29, 33), (33, 65)),
+    "a column less, few rows": ((13, 40), (40, 95)),
+    "blocks of k": ((43, 769), (769, 33)),
+    "tiles": ((127, 50), (50, 161)),
+    "ranges of panels": ((45, 4099), (4099, 290)),
+    "passes over k": ((43, 8193), (8193, 3)),
+    "a batch that each thread takes a matrix of": ((9, 30, 41), (9, 41, 35)),
+}
+
+
+@every_dtype
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("layout", ["normal", "transpose", "adjoint"])
+@pytest.mark.parametrize("border", BORDERS)
+def test_product_across_a_border(
+    rng: np.random.Generator, dtype: str, border: str, layout: str, threads: int
+) -> None:
+    a, b = BORDERS[border]
+    activation = "relu" if dtype in FLOATING else "linear"
+    problem = reference.random_problem(
+        rng, a, b, dtype, bias=True, layout_a=layout, layout_b=layout, activation=activation
+    )
+    y = _kernels.matmul(
+        problem.a,
+        problem.b,
+        problem.bias,
+        layout_a=layout,
+        layout_b=layout,
+        activation=activation,
+        threads=threads,
+        poison=True,
+    )
+    reference.assert_close(y, reference.forward(problem), dtype)
+
+
+@pytest.mark.parametrize("dtype", (*FLOATING, *COMPLEX), indirect=True)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gradient_that_sums_over_a_batch(
+    rng: np.random.Generator, dtype: str, threads: int
+) -> None:
+    """Of b, which the batch shares and whose matrices do not lie one behind the other."""
+    problem = reference.random_problem(rng, (3, 2, 67, 45), (2, 45, 37), dtype)
+    dy = reference.random_array(rng, (3, 2, 67, 37), dtype)
+    result = _kernels.matmul_gradient(
+        dy, problem.a, problem.b, needed=["b"], scales={"b": -0.5}, threads=threads, poison=True
+    )["b"]
+    exact = reference.gradients(problem, dy, {"b": -0.5})["b"]
+    reference.assert_close(result, exact, dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize("border", BORDERS)
+def test_result_does_not_depend_on_threads(
+    rng: np.random.Generator, dtype: str, border: str
+) -> None:
+    problem = reference.random_problem(rng, *BORDERS[border], dtype, bias=True)
+    one, *others = (
+        _kernels.matmul(problem.a, problem.b, problem.bias, threads=n, poison=True).tobytes()
+        for n in (1, 2, 5)
+    )
+    assert others == [one, one]
+
+
+def test_not_a_number_beside_a_piece_stays_out_of_it() -> None:
+    """Packing reads whole vectors, beyond the last row and column of a piece."""
+    whole = np.full((64, 64), np.nan, np.float32)
+    whole[3:32, 5:38] = 1.0
+    part = whole[3:32, 5:38]
+    np.testing.assert_array_equal(_kernels.matmul(part, part.T.copy()), np.full((29, 29), 33.0))
+    row = np.ones((1, 64), np.float32)
+    nan_columns = np.ones((64, 33), np.float32)
+    nan_columns[:, 32] = np.nan
+    y = _kernels.matmul(row, nan_columns)
+    np.testing.assert_array_equal(y[0, :32], np.full(32, 64.0))
+    assert np.isnan(y[0, 32])
+
+
+def test_scale_of_zero_reads_nothing(rng: np.random.Generator) -> None:
+    a = np.full((43, 50), np.nan, np.float32)
+    dy = reference.random_array(rng, (43, 30), "float32")
+    result = _kernels.matmul_gradient(
+        dy, a, None, needed=["b"], b_shape=(50, 30), scales={"b": 0.0}, poison=True
+    )["b"]
+    np.testing.assert_array_equal(result, np.zeros((50, 30)))
