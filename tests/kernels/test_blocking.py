@@ -6,6 +6,10 @@ of at most 384 of k, tiles of 8 strips, 4 MiB of packed panels, passes of 8192 o
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import reference
@@ -102,3 +106,44 @@ def test_scale_of_zero_reads_nothing(rng: np.random.Generator) -> None:
         dy, a, None, needed=["b"], b_shape=(50, 30), scales={"b": 0.0}, poison=True
     )["b"]
     np.testing.assert_array_equal(result, np.zeros((50, 30)))
+
+
+READ_TO_THE_END = """
+import ctypes, mmap, sys
+import numpy as np
+from stopgrad_op import _kernels
+
+memory = mmap.mmap(-1, 64 * mmap.PAGESIZE)
+begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+end = 63 * mmap.PAGESIZE
+mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+assert mprotect(ctypes.c_void_p(begin + end), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+
+def before_the_end(shape, dtype):
+    count = int(np.prod(shape))
+    array = np.frombuffer(memory, dtype, count, end - count * np.dtype(dtype).itemsize)
+    return array.reshape(shape)
+
+for dtype in sys.argv[1:]:
+    for m, k, n in ((29, 31, 65), (13, 17, 33), (3, 1, 5), (43, 16, 64), (1, 50, 31), (15, 7, 15)):
+        for layout in ("normal", "transpose"):
+            a = before_the_end((m, k) if layout == "normal" else (k, m), dtype)
+            _kernels.matmul(a, np.ones((k, n), dtype), layout_a=layout)
+            b = before_the_end((k, n) if layout == "normal" else (n, k), dtype)
+            _kernels.matmul(np.ones((m, k), dtype), b, layout_b=layout)
+print("read", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects a page of memory as Linux does")
+def test_nothing_is_read_beyond_an_operand() -> None:
+    """Packing reads whole vectors; behind the operands is memory that must not be read."""
+    dtypes = ("float16", "float32", "float64", "complex64", "complex128", "int32", "int64")
+    result = subprocess.run(
+        [sys.executable, "-c", READ_TO_THE_END, *dtypes],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout == "read\n", f"exit status {result.returncode}: {result.stderr}"
