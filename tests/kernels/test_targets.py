@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = ("test_activations.py", "test_float16.py")
+TESTS = ("test_activations.py", "test_activation_accuracy.py", "test_float16.py")
 
 
 @pytest.mark.parametrize("target", ["baseline", "avx2"])
