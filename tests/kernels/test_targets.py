@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-TESTS = ("test_activations.py", "test_blocking.py", "test_float16.py", "test_products.py")
+TESTS = (
+    "test_activation_accuracy.py",
+    "test_activations.py",
+    "test_blocking.py",
+    "test_float16.py",
+    "test_products.py",
+)
 
 
 @pytest.mark.parametrize("file", TESTS)
