@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+
 from workloads import Array
 
 # Distance of neighbouring numbers near 1, and of the type that sums are kept in.
@@ -18,9 +19,7 @@ _UNITS = 256
 _GRADIENTS = 0.02
 
 
-def disagreement(
-    ours: Mapping[str, Array], theirs: Mapping[str, Array], dtype: str
-) -> str | None:
+def disagreement(ours: Mapping[str, Array], theirs: Mapping[str, Array], dtype: str) -> str | None:
     """Compare results by name, in the root mean square over each array.
 
     Returns

@@ -91,7 +91,8 @@ int main(int argc, char** argv) {
   const double float64 = Best([&] {
     return Rate(threads, seconds, [](int) { return MultiplyAdds<double>(100000); });
   });
-  const size_t bytes = size_t{128} << 20;  // beyond the caches
+  // Together beyond the caches, which many threads share.
+  const size_t bytes = std::max((size_t{256} << 20) / threads, size_t{32} << 20);
   std::vector<std::vector<char>> from(threads), to(threads);
   for (int t = 0; t < threads; ++t) {
     from[t].assign(bytes, 1);

@@ -43,9 +43,7 @@ class Limit:
         return None if runs_in is None else float(getattr(self, runs_in))
 
 
-def measure_limits(
-    threads: set[int], seconds: float
-) -> tuple[dict[int, Limit], str | None]:
+def measure_limits(threads: set[int], seconds: float) -> tuple[dict[int, Limit], str | None]:
     """Compile the program, and run it with each number of threads.
 
     Returns

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
+
 from peers import OURS
 from workloads import Case, Kind, Mode
 

@@ -28,12 +28,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def duration(seconds: float) -> str:
     """Return three digits and a unit."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * factor >= 1:
-            break
-    value = seconds * factor
+    unit, value = "s", seconds
+    for smaller in ("ms", "µs"):
+        if value < 1:
+            unit, value = smaller, value * 1000
     digits = 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{digits}f} {unit}"
+
+
+def factor(ratio: float) -> str:
+    """Return two decimals, or two digits where that would say nothing."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def _cell(record: Record, peer: str) -> str:
@@ -51,7 +56,6 @@ def _suite_table(records: Sequence[Record]) -> str:
     for record in records:
         seconds = record["seconds"].get(OURS)
         limit = record["limit"]
-        # Arithmetic limits no work this small.
         rate = "" if seconds is None else f"{record['flops'] / seconds / 1e9:.3g}"
         share = "" if seconds is None or limit is None else f"{limit / seconds:.0%}"
         rows.append(
@@ -60,7 +64,7 @@ def _suite_table(records: Sequence[Record]) -> str:
                 record["mode"],
                 *(_cell(record, peer) for peer in peers),
                 record["best_peer"] or "",
-                "" if record["ratio"] is None else f"{record['ratio']:.2f}",
+                "" if record["ratio"] is None else factor(record["ratio"]),
                 rate,
                 share,
             ]

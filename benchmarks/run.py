@@ -10,17 +10,17 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import machine as machine_description
-from limit import higher, measure_limits
+from limit import Limit, higher, measure_limits
 from peers import OURS, PEERS, is_installed
 from records import Record, make_record
-from report import duration, make_report
+from report import duration, factor, make_report
 from runner import FULL, QUICK, Plan, ProcessWorker, Result, Runner, in_groups
 from workloads import BOTH, SUITES, Case
 
@@ -70,8 +70,11 @@ def choose_cases(suites: Sequence[str], device: str, plan: Plan) -> list[Case]:
     A group stays whole or goes, because its cases are compared.
     """
     cases = [case for name in suites for case in SUITES[name].cases if device in case.devices]
-    large = {case.group for case in cases if case.flops > plan.most_flops} - {None}
-    return [case for case in cases if case.flops <= plan.most_flops and case.group not in large]
+    if plan.most_flops is None:
+        return cases
+    large = [case for case in cases if case.flops > plan.most_flops]
+    groups = {case.group for case in large} - {None}
+    return [case for case in cases if case not in large and case.group not in groups]
 
 
 def _progress(done: int, total: int, result: Result, record: Record | None) -> None:
@@ -79,7 +82,7 @@ def _progress(done: int, total: int, result: Result, record: Record | None) -> N
     if record is not None:
         print(", ".join(f"{peer} {duration(s)}" for peer, s in record["seconds"].items()), end="")
         if record["ratio"] is not None:
-            print(f"; {record['ratio']:.2f} of {record['best_peer']}", end="")
+            print(f"; {factor(record['ratio'])} of {record['best_peer']}", end="")
     print(flush=True)
     for peer, why in result.failures.items():
         print(f"FAILED: {peer}: {why}", file=sys.stderr, flush=True)
@@ -114,15 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     groups = in_groups(cases, BOTH)
     total, results = sum(map(len, groups)), []
-    runner = Runner(
-        peers, options.threads, plan, partial(ProcessWorker, device=options.device)
-    )
+    runner = Runner(peers, options.threads, plan, partial(ProcessWorker, device=options.device))
     try:
         for group in groups:
             for result in runner.measure(group):
                 results.append(result)
-                limit = limits.get(result.threads)
-                record = _record(result, options.device, limit and limit.peak(result.case.dtype))
+                record = _record(result, options.device, limits)
                 _progress(len(results), total, result, record)
     except KeyboardInterrupt:
         remarks.append(f"interrupted after {len(results)} of {total}")
@@ -146,18 +146,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     records = []
     for result in results:
-        limit = limits.get(result.threads)
-        record = _record(result, options.device, limit and limit.peak(result.case.dtype))
+        record = _record(result, options.device, limits)
         if record is not None:
             records.append(record)
     _write(options, records, machine)
     return 1 if machine["failures"] else 0
 
 
-def _record(result: Result, device: str, peak: float | None) -> Record | None:
+def _record(result: Result, device: str, limits: Mapping[int, Limit]) -> Record | None:
     """Return the record of a result, unless our own time is missing."""
     if OURS not in result.samples:
         return None
+    limit = limits.get(result.threads)
+    peak = None if limit is None else limit.peak(result.case.dtype)
     return make_record(result.case, result.mode, device, result.threads, result.samples, peak)
 
 

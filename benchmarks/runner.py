@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
 from agreement import disagreement
 from peers import OURS, PEERS
 from workloads import Array, Case, Mode
@@ -39,7 +40,7 @@ class Plan:
         Seconds before a turn, in which the last peer's threads fall asleep. OpenBLAS's spin for
         some tens of milliseconds, those of an OpenMP by LLVM or Intel for 200.
     most_flops
-        Larger cases are left out.
+        Larger cases are left out; `None` means none are.
     limit_seconds
         For each of the machine's limits.
     """
@@ -47,12 +48,12 @@ class Plan:
     rounds: int
     turn: float
     pause: float
-    most_flops: float
+    most_flops: float | None
     limit_seconds: float
 
 
-FULL = Plan(rounds=5, turn=0.15, pause=0.25, most_flops=float("inf"), limit_seconds=0.2)
-QUICK = Plan(rounds=2, turn=0.02, pause=0.05, most_flops=6e8, limit_seconds=0.02)
+FULL = Plan(rounds=5, turn=0.15, pause=0.25, most_flops=None, limit_seconds=0.2)
+QUICK = Plan(rounds=2, turn=0.02, pause=0.05, most_flops=2.5e9, limit_seconds=0.02)
 
 
 class PeerError(Exception):

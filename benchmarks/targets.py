@@ -197,9 +197,7 @@ TARGETS = (
         1.0,
         _against([], _is_large_product),
     ),
-    Target(
-        "the same as a share of the measured peak", None, 0.8, _peak_share, form="{:.0%}"
-    ),
+    Target("the same as a share of the measured peak", None, 0.8, _peak_share, form="{:.0%}"),
     *(
         Target(
             f"{dtype} product, 512³: against TensorFlow",

@@ -39,7 +39,7 @@ def time_calls(run: Callable[[], Any], seconds: float) -> list[float]:
         last = clock() - start
         calls += 1
     repeats = range(max(1, math.ceil(SAMPLE_SECONDS / last)))
-    samples = []
+    samples: list[float] = []
     begin = clock()
     while not samples or clock() - begin < seconds:
         start = clock()
@@ -65,6 +65,7 @@ def serve(peer_name: str, threads: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
     import numpy as np
+
     import peers
     import workloads
 

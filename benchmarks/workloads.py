@@ -139,13 +139,14 @@ class Arrays(NamedTuple):
     target: Array
 
 
-def numpy_dtype(name: str) -> np.dtype[Any]:
+def numpy_dtype(name: Any) -> np.dtype[Any]:
     """Return NumPy's dtype of a name, bfloat16 included."""
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+        name = ml_dtypes.bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
 
 
 def make_arrays(case: Case) -> Arrays:
@@ -258,9 +259,7 @@ def _dense_suite() -> list[Case]:
     # What bias and activation add to the product.
     group = f"epilogue {size_name(BARE_AT)}"
     cases.append(
-        _dense(
-            BARE_AT, "linear", "forward", f"{group}, bare", modes=EAGER, group=group, bias=False
-        )
+        _dense(BARE_AT, "linear", "forward", f"{group}, bare", modes=EAGER, group=group, bias=False)
     )
     cases += [
         _dense(BARE_AT, name, "forward", f"{group}, {name}", modes=EAGER, group=group)

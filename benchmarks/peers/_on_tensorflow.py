@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from workloads import Arrays, Case, Mode
 
 from peers import Work
+from workloads import Arrays, Case, Mode
 
 
 def use_threads(threads: int) -> None:
@@ -70,9 +70,7 @@ def _loss(case: Case, y: Any, target: Any) -> Any:
     return y - target if case.loss == "difference" else tf.reduce_mean(tf.square(y - target))
 
 
-def build(
-    case: Case, mode: Mode, arrays: Arrays, network: Network, *, xla: bool = False
-) -> Work:
+def build(case: Case, mode: Mode, arrays: Arrays, network: Network, *, xla: bool = False) -> Work:
     """Build what runs the network as the case says."""
     x, upstream, target = map(tf.constant, (arrays.x, arrays.upstream, arrays.target))
     learning = [network.variables[name] for name in network.learning]
@@ -106,7 +104,8 @@ def build(
         def backward(upstream: Any) -> Any:
             return y, tape.gradient(y, sources, output_gradients=upstream)
 
-        function, arguments = backward, [upstream]
+        function: Any = backward
+        arguments = [upstream]
     else:
         function, arguments = {
             "forward": (forward, [x, *network.tensors]),

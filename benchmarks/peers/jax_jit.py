@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from workloads import Array, Arrays, Case, Mode
 
 from peers import Work
+from workloads import Array, Arrays, Case, Mode
 
 _ACTIVATIONS = {
     "linear": lambda z: z,
@@ -38,14 +38,15 @@ class Peer:
         jax.config.update("jax_enable_x64", True)
 
     def supports(self, case: Case) -> bool:
-        """All but a backward pass alone, which is no function of its own under `jax.jit`."""
+        """Leave out a backward pass alone, which is no function of its own under `jax.jit`."""
         return case.kind != "backward"
 
     def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
         """Build the case."""
         del mode
         x, upstream, target = map(jnp.asarray, (arrays.x, arrays.upstream, arrays.target))
-        learning, frozen = {}, {}
+        learning: dict[str, Any] = {}
+        frozen: dict[str, Any] = {}
         for index, (layer, w, b) in enumerate(
             zip(case.layers, arrays.weights, arrays.biases, strict=True)
         ):

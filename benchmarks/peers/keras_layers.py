@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 import keras
-from workloads import Arrays, Case, Mode
 
 from peers import Work, _on_tensorflow
+from workloads import Arrays, Case, Mode
 
 
 def _activation(name: str) -> Any:
@@ -25,14 +25,16 @@ class Peer:
         _on_tensorflow.use_threads(threads)
 
     def supports(self, case: Case) -> bool:
-        """What is made of layers; a Dense layer has one matrix of weights, and variables."""
+        """Leave out batches of weights, and weights that are no variables: layers have neither."""
         return case.variables and all(
             len(layer.weights) == 2 and not layer.transposed for layer in case.layers
         )
 
     def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
         """Build the case."""
-        layers, variables, learning = [], {}, []
+        layers: list[Any] = []
+        variables: dict[str, Any] = {}
+        learning: list[str] = []
         for index, (layer, w, b) in enumerate(
             zip(case.layers, arrays.weights, arrays.biases, strict=True)
         ):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from workloads import Array, Arrays, Case, Mode
 
 from peers import Work
+from workloads import Array, Arrays, Case, Mode
 
 _BLAS_DTYPES = ("float32", "float64", "complex64", "complex128")
 
@@ -17,7 +17,7 @@ class Peer:
         del name, threads
 
     def supports(self, case: Case) -> bool:
-        """Bare products in the dtypes that it hands to a BLAS; it has plain loops for others."""
+        """Take bare products in the dtypes that NumPy hands to a BLAS; others are plain loops."""
         return case.is_product and case.dtype in _BLAS_DTYPES
 
     def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:

@@ -1,13 +1,12 @@
-"""This package."""
+"""`stopgrad_op` itself."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import stopgrad_op as sg
-from workloads import Arrays, Case, Mode
-
 from peers import Work, _on_tensorflow
+from workloads import Arrays, Case, Mode
 
 
 class Peer:
@@ -18,7 +17,7 @@ class Peer:
         _on_tensorflow.use_threads(threads)
 
     def supports(self, case: Case) -> bool:
-        """All of them."""
+        """Take every case."""
         del case
         return True
 

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 import tensorflow as tf
-from workloads import Arrays, Case, Mode
 
 from peers import Work, _on_tensorflow
+from workloads import Arrays, Case, Mode
 
 _ACTIVATIONS = {
     "relu": tf.nn.relu,
@@ -33,7 +33,7 @@ class Peer:
         self.xla = name == "tf-xla"
 
     def supports(self, case: Case) -> bool:
-        """All of them."""
+        """Take every case."""
         del case
         return True
 
