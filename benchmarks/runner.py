@@ -53,7 +53,7 @@ class Plan:
 
 
 FULL = Plan(rounds=5, turn=0.15, pause=0.25, most_flops=None, limit_seconds=0.2)
-QUICK = Plan(rounds=2, turn=0.02, pause=0.05, most_flops=2.5e9, limit_seconds=0.02)
+QUICK = Plan(rounds=2, turn=0.02, pause=0.05, most_flops=1.1e9, limit_seconds=0.02)
 
 
 class PeerError(Exception):
@@ -244,9 +244,10 @@ class Runner:
         ready: list[str] = []
         ours: dict[str, Array] = {}
         case, mode = task
-        for peer in self._peers:
-            if mode not in PEERS[peer].modes:
-                continue
+        peers = [peer for peer in self._peers if mode in PEERS[peer].modes]
+        for peer in peers:  # so that they import their frameworks at the same time
+            self._worker(peer, result.threads)
+        for peer in peers:
             try:
                 found = self._worker(peer, result.threads).prepare(number, task)
             except PeerError as error:

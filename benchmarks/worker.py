@@ -70,11 +70,9 @@ def serve(peer_name: str, threads: int) -> None:
     import workloads
 
     works: dict[int, peers.Work] = {}
-    peer: peers.Peer | None = None
+    peer = peers.load(peer_name, threads)
 
     def handle(command: dict[str, Any]) -> dict[str, Any]:
-        nonlocal peer
-        peer = peer or peers.load(peer_name, threads)
         if command["do"] == "measure":
             return {"samples": time_calls(works[command["id"]].run, command["seconds"])}
         if command["do"] == "prepare":
