@@ -1,0 +1,48 @@
+"""Whether two peers computed the same. One that did not would make the ratio a lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from workloads import Array
+
+# Distance of neighbouring numbers near 1, and of the type that sums are kept in.
+_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+_PART = {"complex64": "float32", "complex128": "float64"}
+
+# Sums of some thousand terms in another order differ by some dozen units in the last place.
+_UNITS = 256
+# A sum that is rounded to the other side of zero switches a relu, and with it one row's part in
+# every gradient. A gradient of something else is further off than this.
+_GRADIENTS = 0.02
+
+
+def disagreement(ours: Mapping[str, Array], theirs: Mapping[str, Array], dtype: str) -> str | None:
+    """Compare results by name, in the root mean square over each array.
+
+    Returns
+    -------
+    What differs, or `None`.
+    """
+    if ours.keys() != theirs.keys():
+        return f"computes {', '.join(sorted(theirs))}; due is {', '.join(sorted(ours))}"
+    for name, due in ours.items():
+        found = theirs[name]
+        if found.shape != due.shape:
+            return f"{name} has shape {found.shape}; due is {due.shape}"
+        if dtype.startswith("int"):
+            allowed = 0.0
+        else:
+            part = _PART.get(dtype, dtype)
+            summed = "float32" if part in ("float16", "bfloat16") else part
+            allowed = _UNITS * _EPSILON[summed] + 2 * _EPSILON[part]
+        if name != "y":
+            allowed = max(allowed, _GRADIENTS)
+        wide = np.complex128 if np.iscomplexobj(due) else np.float64
+        due, found = due.astype(wide), found.astype(wide)
+        off, size = np.linalg.norm(found - due), np.linalg.norm(due)
+        if not off <= allowed * size:
+            return f"{name} is off by {off / size if size else off:.2g}; {allowed:.2g} is allowed"
+    return None

@@ -1,0 +1,92 @@
+"""Who is measured: a row each, and what a peer's file has to have.
+
+A file here has a class `Peer` with the methods of the protocol below. Nothing else knows its
+framework, and only the worker that measures it imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from workloads import BOTH, EAGER, FUNCTION, Array, Arrays, Case, Mode
+
+OURS = "stopgrad_op"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One peer.
+
+    Attributes
+    ----------
+    file
+        The module in this folder.
+    package
+        What must be installed.
+    modes
+        In which of our modes it stands beside us.
+    """
+
+    file: str
+    package: str
+    modes: tuple[Mode, ...]
+    about: str
+
+
+PEERS = {
+    OURS: Entry("ours", "stopgrad_op", BOTH, "sg.matmul; eager, or in a tf.function"),
+    "tf-eager": Entry("stock", "tensorflow", EAGER, "stock TensorFlow, eager"),
+    "tf-function": Entry("stock", "tensorflow", FUNCTION, "stock TensorFlow in a tf.function"),
+    "tf-xla": Entry("stock", "tensorflow", FUNCTION, "the same with jit_compile=True"),
+    "keras": Entry("keras_layers", "keras", BOTH, "keras.layers.Dense; eager or in a tf.function"),
+    "torch": Entry("pytorch", "torch", BOTH, "PyTorch, which has one mode here: eager"),
+    "jax": Entry("jax_jit", "jax", FUNCTION, "JAX under jax.jit"),
+    "numpy": Entry("numpy_products", "numpy", BOTH, "NumPy, for bare products"),
+}
+
+
+def is_installed(name: str) -> bool:
+    """Return whether a peer can be measured, without importing it."""
+    return importlib.util.find_spec(PEERS[name].package) is not None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A case, built and ready.
+
+    Attributes
+    ----------
+    run
+        Does it once. What it returns is computed when it returns.
+    results
+        Does it once and returns arrays for comparison: "y", and for each gradient "dx", "dw0",
+        "db0"; in training, by how much the weights changed, under the gradients' names.
+    """
+
+    run: Callable[[], Any]
+    results: Callable[[], dict[str, Array]]
+
+
+class Peer(Protocol):
+    """What a peer's file defines."""
+
+    def __init__(self, name: str, threads: int) -> None: ...
+
+    def supports(self, case: Case) -> bool:
+        """Return whether the peer can do this work as its users would."""
+        ...
+
+    def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
+        """Build the case."""
+        ...
+
+
+def load(name: str, threads: int) -> Peer:
+    """Import a peer's framework and return the peer."""
+    module = importlib.import_module(f"peers.{PEERS[name].file}")
+    peer: Peer = module.Peer(name, threads)
+    return peer

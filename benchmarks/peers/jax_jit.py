@@ -1,0 +1,113 @@
+"""JAX under `jax.jit`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peers import Work
+from workloads import Array, Arrays, Case, Mode
+
+_ACTIVATIONS = {
+    "linear": lambda z: z,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "leaky_relu": partial(jax.nn.leaky_relu, negative_slope=0.2),
+    "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+}
+
+
+class Peer:
+    """Functions of arrays; what does not learn is not differentiated."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        # Its thread pool has as many threads as the process has processors, which the worker set.
+        del name, threads
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_enable_x64", True)
+
+    def supports(self, case: Case) -> bool:
+        """Leave out a backward pass alone, which is no function of its own under `jax.jit`."""
+        return case.kind != "backward"
+
+    def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
+        """Build the case."""
+        del mode
+        x, upstream, target = map(jnp.asarray, (arrays.x, arrays.upstream, arrays.target))
+        learning: dict[str, Any] = {}
+        frozen: dict[str, Any] = {}
+        for index, (layer, w, b) in enumerate(
+            zip(case.layers, arrays.weights, arrays.biases, strict=True)
+        ):
+            parameters = learning if layer.learns else frozen
+            parameters[f"dw{index}"] = jnp.asarray(w)
+            if b is not None:
+                parameters[f"db{index}"] = jnp.asarray(b)
+
+        def call(learning: Any, frozen: Any, h: Any) -> Any:
+            parameters = {**learning, **frozen}
+            for index, layer in enumerate(case.layers):
+                w = parameters[f"dw{index}"]
+                h = jnp.matmul(h, w.mT if layer.transposed else w)
+                if layer.bias:
+                    h = h + parameters[f"db{index}"]
+                h = _ACTIVATIONS[layer.activation](h)
+            return h
+
+        def gradients(learning: Any, frozen: Any, x: Any, upstream: Any) -> Any:
+            if case.x_learns:
+                y, pull = jax.vjp(lambda p, x: call(p, frozen, x), learning, x)
+                by_name, dx = pull(upstream)
+                return {"y": y, "dx": dx, **by_name}
+            y, pull = jax.vjp(lambda p: call(p, frozen, x), learning)
+            return {"y": y, **pull(upstream)[0]}
+
+        def train(learning: Any, frozen: Any, x: Any, target: Any) -> Any:
+            def loss(p: Any) -> Any:
+                difference = call(p, frozen, x) - target
+                if case.loss == "difference":
+                    return difference.sum()
+                return jnp.mean(jnp.square(difference))
+
+            found = jax.grad(loss)(learning)
+            return {name: p - case.rate * found[name] for name, p in learning.items()}
+
+        if case.kind == "train":
+            # The old weights' memory takes the new ones, as variables do elsewhere.
+            step = jax.jit(train, donate_argnums=0)
+
+            def run() -> Any:
+                nonlocal learning
+                learning = jax.block_until_ready(step(learning, frozen, x, target))
+
+            def results() -> dict[str, Array]:
+                before = {name: np.array(p) for name, p in {**learning, **frozen}.items()}
+                run()
+                return {
+                    name: np.array(p) - before[name] for name, p in {**learning, **frozen}.items()
+                }
+
+        else:
+            function = jax.jit(call if case.kind == "forward" else gradients)
+            arguments = [x] if case.kind == "forward" else [x, upstream]
+
+            def run() -> Any:
+                return jax.block_until_ready(function(learning, frozen, *arguments))
+
+            def results() -> dict[str, Array]:
+                found = run()
+                found = found if isinstance(found, dict) else {"y": found}
+                return {name: np.array(value) for name, value in found.items()}
+
+        return Work(run, results)

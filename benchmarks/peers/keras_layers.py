@@ -1,0 +1,61 @@
+"""Keras 3 on TensorFlow: `keras.layers.Dense`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import keras
+
+from peers import Work, _on_tensorflow
+from workloads import Arrays, Case, Mode
+
+
+def _activation(name: str) -> Any:
+    if name == "gelu_tanh":
+        return partial(keras.activations.gelu, approximate=True)
+    return None if name == "linear" else name
+
+
+class Peer:
+    """Dense layers, called under a tape."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        del name
+        _on_tensorflow.use_threads(threads)
+
+    def supports(self, case: Case) -> bool:
+        """Leave out batches of weights, and weights that are no variables: layers have neither."""
+        return case.variables and all(
+            len(layer.weights) == 2 and not layer.transposed for layer in case.layers
+        )
+
+    def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
+        """Build the case."""
+        layers: list[Any] = []
+        variables: dict[str, Any] = {}
+        learning: list[str] = []
+        for index, (layer, w, b) in enumerate(
+            zip(case.layers, arrays.weights, arrays.biases, strict=True)
+        ):
+            dense = keras.layers.Dense(
+                layer.weights[-1],
+                activation=_activation(layer.activation),
+                use_bias=layer.bias,
+                trainable=layer.learns,
+                dtype=case.dtype,
+            )
+            dense.build(w.shape[:-1])
+            dense.set_weights([w] if b is None else [w, b])
+            layers.append(dense)
+            names = [f"dw{index}"] + ([f"db{index}"] if layer.bias else [])
+            variables.update(zip(names, (v.value for v in dense.weights), strict=True))
+            learning += names if layer.learns else []
+
+        def call(h: Any) -> Any:
+            for dense in layers:
+                h = dense(h)
+            return h
+
+        network = _on_tensorflow.Network(call, (), variables, learning)
+        return _on_tensorflow.build(case, mode, arrays, network)

@@ -1,0 +1,55 @@
+"""Stock TensorFlow: eager, in a `tf.function`, and compiled by XLA."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import tensorflow as tf
+
+from peers import Work, _on_tensorflow
+from workloads import Arrays, Case, Mode
+
+_ACTIVATIONS = {
+    "relu": tf.nn.relu,
+    "relu6": tf.nn.relu6,
+    "leaky_relu": partial(tf.nn.leaky_relu, alpha=0.2),
+    "elu": tf.nn.elu,
+    "selu": tf.nn.selu,
+    "gelu": partial(tf.nn.gelu, approximate=False),
+    "gelu_tanh": partial(tf.nn.gelu, approximate=True),
+    "sigmoid": tf.nn.sigmoid,
+    "tanh": tf.nn.tanh,
+    "silu": tf.nn.silu,
+    "softplus": tf.nn.softplus,
+}
+
+
+class Peer:
+    """`tf.matmul`, `tf.nn.bias_add` and an activation; variables that do not learn are frozen."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        _on_tensorflow.use_threads(threads)
+        self.xla = name == "tf-xla"
+
+    def supports(self, case: Case) -> bool:
+        """Take every case."""
+        del case
+        return True
+
+    def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
+        """Build the case."""
+        pairs, tensors, variables = _on_tensorflow.make_parameters(case, arrays)
+
+        def call(h: Any, *tensors: Any) -> Any:
+            for (w, b), layer in zip(pairs(tensors), case.layers, strict=True):
+                h = tf.matmul(h, w, transpose_b=layer.transposed)
+                if b is not None:
+                    h = tf.nn.bias_add(h, b)
+                if layer.activation != "linear":
+                    h = _ACTIVATIONS[layer.activation](h)
+            return h
+
+        learning = [name for name, variable in variables.items() if variable.trainable]
+        network = _on_tensorflow.Network(call, tensors, variables, learning)
+        return _on_tensorflow.build(case, mode, arrays, network, xla=self.xla)

@@ -1,0 +1,190 @@
+"""Measures this package beside others on the same work.
+
+python benchmarks/run.py --quick
+python benchmarks/run.py --json run.json --report run.md --plot run.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import machine as machine_description
+from limit import Limit, higher, measure_limits
+from peers import OURS, PEERS, is_installed
+from records import Record, make_record
+from report import duration, factor, make_report
+from runner import FULL, QUICK, Plan, ProcessWorker, Result, Runner, in_groups
+from workloads import BOTH, SUITES, Case
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    others = [name for name in PEERS if name != OURS]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--suite", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME",
+        help=f"which suites: {', '.join(SUITES)}; all unless given",
+    )  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument(
+        "--peers", nargs="*", choices=others, default=others, metavar="NAME",
+        help=f"whom to measure beside {OURS}: {', '.join(others)}; all unless given",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", type=int, default=machine_description.available_threads(),
+        help="threads of every peer; as many as there are processors unless given",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write Markdown there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG there")
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="smaller cases and short turns: shows that everything runs, and no figures to keep",
+    )  # fmt: skip
+    parsed = parser.parse_args(arguments)
+    if not 1 <= parsed.threads <= machine_description.available_threads():
+        parser.error(f"--threads: there are {machine_description.available_threads()} processors")
+    if parsed.plot is not None and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib; type: pip install matplotlib")
+    if not is_installed(OURS):
+        parser.error(f"{OURS} is not installed; type: pip install .")
+    return parsed
+
+
+def choose_peers(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the wanted peers that are installed, and those that are not."""
+    here = [name for name in wanted if is_installed(name)]
+    return here, [name for name in wanted if name not in here]
+
+
+def choose_cases(suites: Sequence[str], device: str, plan: Plan) -> list[Case]:
+    """Return the cases of the suites for a device, without those that are too large for the plan.
+
+    A group stays whole or goes, because its cases are compared.
+    """
+    cases = [case for name in suites for case in SUITES[name].cases if device in case.devices]
+    if plan.most_flops is None:
+        return cases
+    large = [case for case in cases if case.flops > plan.most_flops]
+    groups = {case.group for case in large} - {None}
+    return [case for case in cases if case not in large and case.group not in groups]
+
+
+def _progress(done: int, total: int, result: Result, record: Record | None) -> None:
+    print(f"[{done}/{total}] {result.case.key}, {result.mode}: ", end="")
+    if record is not None:
+        print(", ".join(f"{peer} {duration(s)}" for peer, s in record["seconds"].items()), end="")
+        if record["ratio"] is not None:
+            print(f"; {factor(record['ratio'])} of {record['best_peer']}", end="")
+    print(flush=True)
+    for peer, why in result.failures.items():
+        print(f"FAILED: {peer}: {why}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; return the exit code, which is 1 if a peer failed or computed something else."""
+    options = _arguments(arguments)
+    plan = QUICK if options.quick else FULL
+    cases = choose_cases(options.suite, options.device, plan)
+    if not cases:
+        print(f"there are no cases for {options.device} in {', '.join(options.suite)}")
+        return 2
+    peers, missing = choose_peers(options.peers)
+    machine: dict[str, Any] = machine_description.describe(plan, options.quick, options.threads)
+    remarks: list[str] = []
+    if missing:
+        remarks.append(f"not installed and left out: {', '.join(missing)}")
+    if machine["environment"]:
+        remarks.append("environment variables choose kernels or threads; are they meant to?")
+    if machine["load_before"] > 0.5:
+        remarks.append("the machine was busy with something else before the run")
+    for remark in remarks:
+        print(remark, flush=True)
+
+    print("measuring the machine's limit", flush=True)
+    counts = {case.threads or options.threads for case in cases}
+    limits, problem = measure_limits(counts, plan.limit_seconds)
+    if problem is not None:
+        remarks.append(problem)
+        print(problem, flush=True)
+
+    groups = in_groups(cases, BOTH)
+    total, results = sum(map(len, groups)), []
+    runner = Runner(peers, options.threads, plan, partial(ProcessWorker, device=options.device))
+    try:
+        for group in groups:
+            for result in runner.measure(group):
+                results.append(result)
+                record = _record(result, options.device, limits)
+                _progress(len(results), total, result, record)
+    except KeyboardInterrupt:
+        remarks.append(f"interrupted after {len(results)} of {total}")
+    finally:
+        runner.close()
+
+    # Again, in case that something else was running the first time.
+    limits = higher(limits, measure_limits(counts, plan.limit_seconds)[0])
+    machine["limits"] = machine_description.limits_as_json(limits)
+    machine["remarks"] = remarks
+    machine["failures"] = [
+        {
+            "suite": result.case.suite,
+            "case": result.case.name,
+            "mode": result.mode,
+            "peer": peer,
+            "why": why,
+        }
+        for result in results
+        for peer, why in result.failures.items()
+    ]
+    records = []
+    for result in results:
+        record = _record(result, options.device, limits)
+        if record is not None:
+            records.append(record)
+    _write(options, records, machine)
+    return 1 if machine["failures"] else 0
+
+
+def _record(result: Result, device: str, limits: Mapping[int, Limit]) -> Record | None:
+    """Return the record of a result, unless our own time is missing."""
+    if OURS not in result.samples:
+        return None
+    limit = limits.get(result.threads)
+    peak = None if limit is None else limit.peak(result.case.dtype)
+    return make_record(result.case, result.mode, device, result.threads, result.samples, peak)
+
+
+def _write(options: argparse.Namespace, records: list[Record], machine: dict[str, Any]) -> None:
+    """Show the report, and write the files that were asked for."""
+    for file in (options.json, options.report, options.plot):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    if options.json is not None:
+        text = json.dumps([*records, {"machine": machine}], indent=1, ensure_ascii=False)
+        options.json.write_text(text + "\n")
+    plot = None
+    if options.plot is not None:
+        from plot import draw
+
+        if draw(records, machine, options.plot):
+            start = options.report.parent if options.report is not None else Path()
+            plot = os.path.relpath(options.plot, start)
+        else:
+            print("nothing to plot: that takes the suite `scaling`")
+    report = make_report(records, machine, plot)
+    if options.report is not None:
+        options.report.write_text(report)
+    print()
+    print(report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Measures cases: peers in processes of their own, in turn, with pauses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from agreement import disagreement
+from peers import OURS, PEERS
+from workloads import Array, Case, Mode
+
+_WORKER = Path(__file__).with_name("worker.py")
+
+Task = tuple[Case, Mode]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure.
+
+    Attributes
+    ----------
+    rounds
+        How many turns each peer gets in each case.
+    turn
+        Seconds of a turn; at least one call.
+    pause
+        Seconds before a turn, in which the last peer's threads fall asleep. OpenBLAS's spin for
+        some tens of milliseconds, those of an OpenMP by LLVM or Intel for 200.
+    most_flops
+        Larger cases are left out; `None` means none are.
+    limit_seconds
+        For each of the machine's limits.
+    """
+
+    rounds: int
+    turn: float
+    pause: float
+    most_flops: float | None
+    limit_seconds: float
+
+
+FULL = Plan(rounds=5, turn=0.15, pause=0.25, most_flops=None, limit_seconds=0.2)
+QUICK = Plan(rounds=2, turn=0.02, pause=0.05, most_flops=1.1e9, limit_seconds=0.02)
+
+
+class PeerError(Exception):
+    """A peer could not do what it was asked for."""
+
+
+class Worker(Protocol):
+    """Where a peer lives, as the runner sees it."""
+
+    def prepare(self, number: int, task: Task) -> dict[str, Array] | None:
+        """Build a case and return its results; `None` where the peer does not do such work."""
+        ...
+
+    def measure(self, number: int, seconds: float) -> list[float]:
+        """Return seconds a call, a sample each."""
+        ...
+
+    def release(self, number: int) -> None:
+        """Forget the case."""
+        ...
+
+    def close(self) -> None:
+        """End."""
+        ...
+
+
+def worker_environment(threads: int, device: str) -> dict[str, str]:
+    """Return the environment of a worker: that of this process, and how many threads there are."""
+    count = str(threads)
+    counts = ("OMP", "OPENBLAS", "MKL", "VECLIB", "BLIS", "NUMEXPR")
+    environment = {
+        **os.environ,
+        **{f"{name}_NUM_THREADS": count for name in counts},
+        "KERAS_BACKEND": "tensorflow",
+    }
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
+
+
+class ProcessWorker:
+    """A process that runs `worker.py`."""
+
+    def __init__(self, peer: str, threads: int, device: str) -> None:
+        self._files = tempfile.TemporaryDirectory()
+        self._log = Path(self._files.name, "log")
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(_WORKER), peer, str(threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=worker_environment(threads, device),
+            )
+
+    def _ask(self, **command: Any) -> dict[str, Any]:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            print(json.dumps(command), file=stdin, flush=True)
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            tail = self._log.read_text(errors="replace")[-2000:]
+            raise PeerError(f"died with exit code {self._process.wait()}: {tail}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise PeerError(answer["error"])
+        return answer
+
+    def prepare(self, number: int, task: Task) -> dict[str, Array] | None:
+        """Build a case and return its results; `None` where the peer does not do such work."""
+        case, mode = task
+        file = Path(self._files.name, "results.npz")
+        answer = self._ask(do="prepare", id=number, key=case.key, mode=mode, results=str(file))
+        if not answer["supported"]:
+            return None
+        with np.load(file) as results:
+            return dict(results)
+
+    def measure(self, number: int, seconds: float) -> list[float]:
+        """Return seconds a call, a sample each."""
+        samples: list[float] = self._ask(do="measure", id=number, seconds=seconds)["samples"]
+        return samples
+
+    def release(self, number: int) -> None:
+        """Forget the case."""
+        self._ask(do="release", id=number)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        # A process that died has closed its end.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+        self._files.cleanup()
+
+
+@dataclass
+class Result:
+    """What was measured of one case in one mode.
+
+    Attributes
+    ----------
+    samples
+        Seconds a call, of all rounds, by peer.
+    failures
+        What went wrong, by peer. A peer that failed has no samples.
+    """
+
+    case: Case
+    mode: Mode
+    threads: int
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+class Runner:
+    """Measures groups of cases.
+
+    Parameters
+    ----------
+    peers
+        Their names, without this package, which always takes part.
+    threads
+        For cases that do not say otherwise.
+    start
+        Starts a worker for a peer and a number of threads.
+    """
+
+    def __init__(
+        self,
+        peers: Sequence[str],
+        threads: int,
+        plan: Plan,
+        start: Callable[[str, int], Worker],
+    ) -> None:
+        self._peers = [OURS, *peers]
+        self._threads = threads
+        self._plan = plan
+        self._start = start
+        self._workers: dict[tuple[str, int], Worker] = {}
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+    def _worker(self, peer: str, threads: int) -> Worker:
+        if (peer, threads) not in self._workers:
+            self._workers[peer, threads] = self._start(peer, threads)
+        return self._workers[peer, threads]
+
+    def _drop(self, peer: str, threads: int) -> None:
+        """Leave the process of a peer that failed; nobody knows what state it is in."""
+        worker = self._workers.pop((peer, threads), None)
+        if worker is not None:
+            worker.close()
+
+    def measure(self, tasks: Sequence[Task]) -> list[Result]:
+        """Measure cases that are compared with each other, in turn."""
+        results = [Result(case, mode, case.threads or self._threads) for case, mode in tasks]
+        turns: list[tuple[int, str]] = []
+        for number, (result, task) in enumerate(zip(results, tasks, strict=True)):
+            turns += [(number, peer) for peer in self._prepare(number, task, result)]
+        for round_number in range(self._plan.rounds):
+            # There and back, so that nobody always comes after the same one.
+            for number, peer in turns if round_number % 2 == 0 else reversed(turns):
+                self._take_turn(number, peer, results[number])
+        for number, peer in turns:
+            result = results[number]
+            if peer in result.failures:
+                result.samples.pop(peer, None)
+            else:
+                self._worker(peer, result.threads).release(number)
+        return results
+
+    def _prepare(self, number: int, task: Task, result: Result) -> list[str]:
+        """Build a case at all peers that do such work, and compare their results with ours."""
+        ready: list[str] = []
+        ours: dict[str, Array] = {}
+        case, mode = task
+        peers = [peer for peer in self._peers if mode in PEERS[peer].modes]
+        for peer in peers:  # so that they import their frameworks at the same time
+            self._worker(peer, result.threads)
+        for peer in peers:
+            try:
+                found = self._worker(peer, result.threads).prepare(number, task)
+            except PeerError as error:
+                self._fail(peer, result, str(error))
+                if peer == OURS:
+                    return []
+                continue
+            if found is None:
+                continue
+            if peer == OURS:
+                ours = found
+            wrong = disagreement(ours, found, case.dtype)
+            if wrong is None:
+                ready.append(peer)
+            else:
+                self._worker(peer, result.threads).release(number)
+                result.failures[peer] = f"does not agree with {OURS}: {wrong}"
+        return ready
+
+    def _take_turn(self, number: int, peer: str, result: Result) -> None:
+        if peer in result.failures:
+            return
+        time.sleep(self._plan.pause)
+        try:
+            samples = self._worker(peer, result.threads).measure(number, self._plan.turn)
+        except PeerError as error:
+            self._fail(peer, result, str(error))
+        else:
+            result.samples.setdefault(peer, []).extend(samples)
+
+    def _fail(self, peer: str, result: Result, why: str) -> None:
+        result.failures[peer] = why
+        self._drop(peer, result.threads)
+
+
+def in_groups(cases: Iterable[Case], modes: Sequence[Mode]) -> list[list[Task]]:
+    """Return what is measured together: each case in each mode alone, or a whole group."""
+    tasks = [(case, mode) for case in cases for mode in case.modes if mode in modes]
+    groups: list[list[Task]] = []
+    for name, members in groupby(tasks, key=lambda task: task[0].group):
+        found = list(members)
+        groups += [found] if name else [[task] for task in found]
+    return groups

@@ -1,0 +1,236 @@
+"""What this package must reach, one table, and whether a run reached it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from peers import OURS
+from records import Record
+from workloads import BARE_AT, BLOCKED_AT, CASES, Case, size_name
+
+Verdict = Literal["reached", "reached, stretch too", "missed", "not measured"]
+
+
+class Value(NamedTuple):
+    """A measured number and the case that it comes from."""
+
+    number: float
+    case: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row: what must hold in every case that `values` yields.
+
+    Attributes
+    ----------
+    at_least, stretch
+        Bounds; `None` where a row has one of them only. Where `lower` is true, numbers must not be
+        above them, otherwise not below.
+    values
+        Takes the records of a run and yields numbers.
+    form
+        How a number is printed.
+    """
+
+    work: str
+    at_least: float | None
+    stretch: float | None
+    values: Callable[[Sequence[Record]], Iterator[Value]]
+    lower: bool = False
+    form: str = "{:.2f}×"
+
+
+class Outcome(NamedTuple):
+    """A row, its worst case and what follows."""
+
+    target: Target
+    worst: Value | None
+    verdict: Verdict
+
+
+def judge(target: Target, records: Sequence[Record]) -> Outcome:
+    """Compare the worst case with the bounds."""
+    values = list(target.values(records))
+    if not values:
+        return Outcome(target, None, "not measured")
+    worst = (max if target.lower else min)(values)
+
+    def meets(bound: float | None) -> bool:
+        return bound is None or (worst.number <= bound if target.lower else worst.number >= bound)
+
+    if target.stretch is not None and meets(target.stretch) and meets(target.at_least):
+        return Outcome(target, worst, "reached, stretch too")
+    if target.at_least is not None and meets(target.at_least):
+        return Outcome(target, worst, "reached")
+    return Outcome(target, worst, "missed")
+
+
+# --- What is looked at ------------------------------------------------------------------------
+
+_Chooser = Callable[[Record, Case], bool]
+_TENSORFLOW = ("tf-eager", "tf-function", "tf-xla")
+
+
+def _chosen(records: Sequence[Record], choose: _Chooser) -> Iterator[Record]:
+    for record in records:
+        if OURS in record["seconds"] and choose(
+            record, CASES[f"{record['suite']}/{record['case']}"]
+        ):
+            yield record
+
+
+def _label(record: Record) -> str:
+    return f"{record['case']}, {record['mode']}"
+
+
+def _against(peers: Sequence[str], choose: _Chooser) -> Callable[..., Iterator[Value]]:
+    """Their best time divided by ours; of all peers if there are none named."""
+
+    def values(records: Sequence[Record]) -> Iterator[Value]:
+        for record in _chosen(records, choose):
+            theirs = [
+                seconds
+                for peer, seconds in record["seconds"].items()
+                if peer != OURS and (not peers or peer in peers)
+            ]
+            if theirs:
+                yield Value(min(theirs) / record["seconds"][OURS], _label(record))
+
+    return values
+
+
+def _named(suite: str, name: str, mode: str) -> _Chooser:
+    return lambda record, case: (case.suite, case.name, record["mode"]) == (suite, name, mode)
+
+
+def _is_step(record: Record, case: Case) -> bool:
+    return record["mode"] == "function" and (
+        (case.suite == "dense" and case.kind == "gradients" and case.layers[0].activation == "relu")
+        or case.suite == "mlp"
+    )
+
+
+def _is_large_product(record: Record, case: Case) -> bool:
+    return (
+        case.is_product
+        and case.suite in ("scaling", "dtypes")
+        and case.dtype == "float32"
+        and record["flops"] >= 2 * 256**3
+    )
+
+
+def _peak_share(records: Sequence[Record]) -> Iterator[Value]:
+    for record in _chosen(records, _is_large_product):
+        if record["limit"] is not None:
+            yield Value(record["limit"] / record["seconds"][OURS], _label(record))
+
+
+def _beside(whole: str, parts: Sequence[str], less: float) -> Callable[..., Iterator[Value]]:
+    """Our time for each part divided by that for the whole, less a number."""
+
+    def values(records: Sequence[Record]) -> Iterator[Value]:
+        ours = {
+            record["case"]: record["seconds"][OURS]
+            for record in _chosen(records, lambda _, case: case.group is not None)
+        }
+        for part in parts:
+            if part in ours and whole in ours:
+                yield Value(ours[part] / ours[whole] - less, part)
+
+    return values
+
+
+def _blocked(records: Sequence[Record]) -> Iterator[Value]:
+    for size in BLOCKED_AT:
+        name = f"backward {size_name(size)}"
+        parts = (f"{name}, input blocked", f"{name}, weights blocked")
+        yield from _beside(f"{name}, full", parts, 0)(records)
+
+
+def _dtype(name: str) -> _Chooser:
+    return lambda _, case: case.suite == "dtypes" and case.dtype == name
+
+
+_EPILOGUE = f"epilogue {size_name(BARE_AT)}"
+
+TARGETS = (
+    Target(
+        "eager forward, matmul + bias + relu, 16×32×32, variables: against stock eager",
+        3.5,
+        5,
+        _against(["tf-eager"], _named("overhead", "16×32×32 relu, forward", "eager")),
+    ),
+    Target(
+        "eager plain product, 16×32×32: `sg.matmul` against `tf.matmul`",
+        1.3,
+        2,
+        _against(["tf-eager"], _named("overhead", "16×32×32 product", "eager")),
+    ),
+    Target(
+        "eager tape step, 8 layers of 32: against stock eager",
+        2.3,
+        3,
+        _against(["tf-eager"], _named("overhead", "tape step, layers: 8", "eager")),
+    ),
+    Target(
+        "`tf.function` step, every size of `dense` and `mlp`: against the better of `tf.function`"
+        " and XLA",
+        1.0,
+        None,
+        _against(["tf-function", "tf-xla"], _is_step),
+    ),
+    Target(
+        "the same at a batch of 128 and less",
+        1.0,
+        1.2,
+        _against(
+            ["tf-function", "tf-xla"],
+            lambda record, case: _is_step(record, case) and case.x[0] <= 128,
+        ),
+    ),
+    Target(
+        "float32 products, 256³ and larger: against the fastest peer",
+        0.97,
+        1.0,
+        _against([], _is_large_product),
+    ),
+    Target("the same as a share of the measured peak", None, 0.8, _peak_share, form="{:.0%}"),
+    *(
+        Target(
+            f"{dtype} product, 512³: against TensorFlow",
+            at_least,
+            stretch,
+            _against(_TENSORFLOW, _dtype(dtype)),
+        )
+        for dtype, at_least, stretch in (
+            ("float64", 2.5, 3.5),
+            ("complex64", 3, 4.5),
+            ("complex128", 3, 4.5),
+            ("bfloat16", 2.5, 4),
+            ("float16", 1.3, 1.8),
+        )
+    ),
+    Target(
+        "one operand blocked: backward as a share of the full backward",
+        0.55,
+        0.5,
+        _blocked,
+        lower=True,
+        form="{:.2f}",
+    ),
+    *(
+        Target(
+            f"bias and {activation} in the forward, {size_name(BARE_AT)}: more than the bare"
+            " product",
+            0.03,
+            0.01,
+            _beside(f"{_EPILOGUE}, bare", [f"{_EPILOGUE}, {activation}"], 1),
+            lower=True,
+            form="{:+.1%}",
+        )
+        for activation in ("relu", "gelu")
+    ),
+)

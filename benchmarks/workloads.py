@@ -1,0 +1,379 @@
+"""What is measured: one table of workloads, and the arrays that they start from.
+
+A workload is a chain of dense layers, one of them in most. Every peer builds it from the same
+description and the same arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+# forward    y = network(x)
+# backward   the gradients of what learns, from a given upstream gradient; forward ran before
+# gradients  forward and backward
+# train      forward, a loss, backward, and one step of gradient descent
+Kind = Literal["forward", "backward", "gradients", "train"]
+# How this package and TensorFlow run it.
+Mode = Literal["eager", "function"]
+
+EAGER: tuple[Mode, ...] = ("eager",)
+FUNCTION: tuple[Mode, ...] = ("function",)
+BOTH: tuple[Mode, ...] = ("eager", "function")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`activation(h @ weights + bias)`.
+
+    Attributes
+    ----------
+    weights
+        Shape `[..., k, n]`, or `[..., n, k]` where they are transposed.
+    activation
+        As `sg.matmul` names it.
+    learns
+        Whether weights and bias get a gradient.
+    """
+
+    weights: Shape
+    bias: bool = False
+    activation: str = "linear"
+    learns: bool = True
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Attributes
+    ----------
+    x
+        Shape of the input.
+    x_learns
+        Whether the input gets a gradient, as in a layer with others below it.
+    variables
+        Whether the weights are variables; else they are tensors, as in a bare product.
+    loss
+        "squares", their mean, or "difference", which the blog's network has.
+    threads
+        `None` means as many as the run has.
+    group
+        Cases of one group are measured in turn with each other, because they are compared.
+    """
+
+    suite: str
+    name: str
+    kind: Kind
+    x: Shape
+    layers: tuple[Layer, ...]
+    modes: tuple[Mode, ...] = BOTH
+    dtype: str = "float32"
+    x_learns: bool = False
+    variables: bool = True
+    loss: Literal["squares", "difference"] = "squares"
+    rate: float = 0.003  # small enough for no network here to diverge
+    threads: int | None = None
+    group: str | None = None
+    devices: tuple[str, ...] = ("cpu",)
+
+    @property
+    def key(self) -> str:
+        """What names the case."""
+        return f"{self.suite}/{self.name}"
+
+    def needs(self, index: int) -> tuple[str, ...]:
+        """Return the operands of a layer that need a gradient: of "a", "b" and "bias"."""
+        layer = self.layers[index]
+        below = self.x_learns or any(below.learns for below in self.layers[:index])
+        own = ("b", "bias") if layer.bias else ("b",)
+        return (("a",) if below else ()) + (own if layer.learns else ())
+
+    def blocked(self, index: int) -> tuple[str, ...]:
+        """Return the others."""
+        operands = ("a", "b", "bias") if self.layers[index].bias else ("a", "b")
+        return tuple(name for name in operands if name not in self.needs(index))
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a bare product: one layer, forward, no bias and no activation."""
+        layer = self.layers[0]
+        return (
+            self.kind == "forward"
+            and len(self.layers) == 1
+            and not layer.bias
+            and layer.activation == "linear"
+        )
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the products that must run."""
+        each = 8 if self.dtype.startswith("complex") else 2
+        total, rows = 0, self.x[:-1]
+        for index, layer in enumerate(self.layers):
+            k, n = layer.weights[-2:]
+            if layer.transposed:
+                k, n = n, k
+            rows = (*np.broadcast_shapes(rows[:-1], layer.weights[:-2]), rows[-1])
+            count = sum(name != "bias" for name in self.needs(index))
+            runs = {"forward": 1, "backward": count}.get(self.kind, 1 + count)
+            total += runs * each * math.prod(rows) * k * n
+        return total
+
+
+class Arrays(NamedTuple):
+    """What a case starts from; `None` stands for no bias."""
+
+    x: Array
+    weights: list[Array]
+    biases: list[Array | None]
+    upstream: Array
+    target: Array
+
+
+def numpy_dtype(name: Any) -> np.dtype[Any]:
+    """Return NumPy's dtype of a name, bfloat16 included."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        name = ml_dtypes.bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
+
+
+def make_arrays(case: Case) -> Arrays:
+    """Make random arrays, the same in every process."""
+    random = np.random.default_rng(20)
+    dtype = numpy_dtype(case.dtype)
+
+    def draw(shape: Shape, scale: float = 1.0) -> Array:
+        if dtype.kind == "i":
+            return random.integers(-8, 8, shape).astype(dtype)
+        values: Array = random.standard_normal(shape, np.float32)
+        if dtype.kind == "c":
+            values = values + 1j * random.standard_normal(shape, np.float32)
+        return np.asarray(values * np.float32(scale), dtype)
+
+    x = draw(case.x)
+    weights, biases, rows = [], [], case.x[:-1]
+    for layer in case.layers:
+        k, n = layer.weights[-2:]
+        if layer.transposed:
+            k, n = n, k
+        rows = (*np.broadcast_shapes(rows[:-1], layer.weights[:-2]), rows[-1])
+        # With this scale all layers put out numbers about 1, where activations bend.
+        weights.append(draw(layer.weights, 1 / math.sqrt(k)))
+        biases.append(draw((n,), 0.1) if layer.bias else None)
+    return Arrays(x, weights, biases, draw((*rows, n)), draw((*rows, n)))
+
+
+# --- The table --------------------------------------------------------------------------------
+
+ACTIVATIONS = (
+    "linear",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "gelu",
+    "gelu_tanh",
+    "sigmoid",
+    "tanh",
+    "silu",
+    "softplus",
+)
+# Each suite has more of them, so that a short name tells the size: rows × inputs × units.
+DENSE = ((16, 64, 64), (128, 512, 512), (256, 1024, 1024), (512, 768, 3072), (2048, 1024, 1024))
+ACTIVATIONS_AT = (256, 1024, 1024)
+BARE_AT = (512, 768, 3072)
+BLOCKED_AT = DENSE[2:]
+DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128", "int32", "int64")
+SQUARES = (64, 128, 256, 512, 1024, 2048, 4096)
+DEPTHS = (1, 2, 4, 8, 16)
+MLPS = {
+    "784-512-512-10": (128, 1024),
+    "479-1024-1024-512-256-1": (2048,),  # the top of a DLRM
+}
+
+
+def size_name(size: Shape) -> str:
+    """Return "16×64×64"."""
+    return "×".join(map(str, size))
+
+
+def _dense(size: Shape, activation: str, kind: Kind, name: str = "", **options: Any) -> Case:
+    m, k, n = size
+    return Case(
+        "dense",
+        name or f"{size_name(size)} {activation}, {kind}",
+        kind,
+        (m, k),
+        (Layer((k, n), options.pop("bias", True), activation, options.pop("learns", True)),),
+        x_learns=options.pop("x_learns", kind != "forward"),
+        **options,
+    )
+
+
+def _dense_suite() -> list[Case]:
+    kinds: tuple[Kind, ...] = ("forward", "gradients")
+    cases = [_dense(size, "relu", kind) for size in DENSE for kind in kinds]
+    cases += [
+        _dense(ACTIVATIONS_AT, activation, kind, modes=FUNCTION)
+        for activation in ACTIVATIONS
+        if activation != "relu"  # which is above
+        for kind in kinds
+    ]
+    # What blocking one operand saves of the backward pass, in this package and in others.
+    for size in BLOCKED_AT:
+        group = f"backward {size_name(size)}"
+        cases += [
+            _dense(size, "linear", "backward", f"{group}, full", modes=EAGER, group=group),
+            _dense(
+                size,
+                "linear",
+                "backward",
+                f"{group}, input blocked",
+                modes=EAGER,
+                group=group,
+                x_learns=False,
+            ),
+            _dense(
+                size,
+                "linear",
+                "backward",
+                f"{group}, weights blocked",
+                modes=EAGER,
+                group=group,
+                learns=False,
+            ),
+        ]
+    # What bias and activation add to the product.
+    group = f"epilogue {size_name(BARE_AT)}"
+    cases.append(
+        _dense(BARE_AT, "linear", "forward", f"{group}, bare", modes=EAGER, group=group, bias=False)
+    )
+    cases += [
+        _dense(BARE_AT, name, "forward", f"{group}, {name}", modes=EAGER, group=group)
+        for name in ("relu", "gelu")
+    ]
+    return cases
+
+
+def _mlp_suite() -> list[Case]:
+    cases = []
+    for widths, batches in MLPS.items():
+        sizes = [int(width) for width in widths.split("-")]
+        depth = len(sizes) - 1
+        for batch in batches:
+            for label, frozen in (
+                ("nothing frozen", 0),
+                ("half frozen", depth // 2),
+                ("all but the head frozen", depth - 1),
+            ):
+                layers = tuple(
+                    Layer(
+                        (sizes[i], sizes[i + 1]),
+                        bias=True,
+                        activation="relu" if i < depth - 1 else "linear",
+                        learns=i >= frozen,
+                    )
+                    for i in range(depth)
+                )
+                name = f"{widths} at {batch}, {label}"
+                cases.append(Case("mlp", name, "train", (batch, sizes[0]), layers))
+    return cases
+
+
+def _overhead_suite() -> list[Case]:
+    layer = Layer((32, 32), bias=True, activation="relu")
+    bare = Layer((32, 32))
+    x = (16, 32)
+    return [
+        Case("overhead", "16×32×32 relu, forward", "forward", x, (layer,)),
+        Case("overhead", "16×32×32 product", "forward", x, (bare,), variables=False),
+        Case("overhead", "16×32×32 product, variable", "forward", x, (bare,)),
+        *(
+            Case("overhead", f"tape step, layers: {depth}", "gradients", x, (layer,) * depth)
+            for depth in DEPTHS
+        ),
+    ]
+
+
+def _product(suite: str, name: str, x: Shape, weights: Shape, **options: Any) -> Case:
+    layer = Layer(weights, transposed=options.pop("transposed", False))
+    return Case(suite, name, "forward", x, (layer,), variables=False, **options)
+
+
+def _batched_suite() -> list[Case]:
+    heads = (32, 12, 128, 64)
+    scores = Layer(heads, transposed=True)
+    shared = Layer((64, 64))
+    return [
+        _product("batched", "queries × keys, forward", heads, heads, transposed=True),
+        Case("batched", "queries × keys, gradients", "gradients", heads, (scores,), x_learns=True),
+        _product("batched", "scores × values, forward", (32, 12, 128, 128), heads),
+        _product("batched", "shared weights, forward", heads, shared.weights),
+        Case("batched", "shared weights, gradients", "gradients", heads, (shared,), x_learns=True),
+    ]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cases under one heading."""
+
+    about: str
+    cases: list[Case] = field(default_factory=list)
+
+
+SUITES = {
+    "blog": Suite(
+        "A network of two products, the first one blocked: a training step",
+        [
+            Case(
+                "blog",
+                "3×2 → 3 → 4, first product blocked",
+                "train",
+                (3, 2),
+                (Layer((2, 3), learns=False), Layer((3, 4))),
+                loss="difference",
+                rate=1.0,
+            )
+        ],
+    ),
+    "dense": Suite(
+        "One layer, rows × inputs × units, with a bias: forward, and with all gradients",
+        _dense_suite(),
+    ),
+    "mlp": Suite("Networks: a training step by gradient descent", _mlp_suite()),
+    "dtypes": Suite(
+        "A product of 512×512 matrices in every dtype",
+        [_product("dtypes", name, (512, 512), (512, 512), dtype=name) for name in DTYPES],
+    ),
+    "batched": Suite("Batches of matrices, 32×12×128×64", _batched_suite()),
+    "overhead": Suite("Small work: what a call costs", _overhead_suite()),
+    "scaling": Suite(
+        "Products of square matrices, on one thread and on all",
+        [
+            _product(
+                "scaling",
+                f"{n}³, {'one thread' if threads else 'all threads'}",
+                (n, n),
+                (n, n),
+                threads=threads,
+            )
+            for threads in (1, None)
+            for n in SQUARES
+        ],
+    ),
+}
+
+CASES = {case.key: case for suite in SUITES.values() for case in suite.cases}

@@ -1,0 +1,62 @@
+"""That a peer which computes something else is found out, and rounding is not."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from agreement import disagreement
+
+erf = np.vectorize(math.erf, otypes=[np.float32])
+
+
+def test_sums_in_another_order_agree(rng):
+    a, b = (rng.standard_normal((200, 200)).astype(np.float32) for _ in range(2))
+    y = np.zeros((200, 200), np.float32)
+    for i in reversed(range(200)):
+        y += np.outer(a[:, i], b[i])
+    assert (y != a @ b).any()
+    assert disagreement({"y": a @ b}, {"y": y}, "float32") is None
+
+
+def test_other_form_of_gelu_does_not_agree(rng):
+    z = rng.standard_normal(1000).astype(np.float32)
+    exact = z * (1 + erf(z / np.float32(math.sqrt(2)))) / 2
+    approximate = z * (1 + np.tanh(0.7978845608 * (z + 0.044715 * z**3))) / 2
+    wrong = disagreement({"y": exact}, {"y": approximate.astype(np.float32)}, "float32")
+    assert wrong is not None
+    assert wrong.startswith("y is off by")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "float16", "int32"])
+def test_transposed_result_does_not_agree(rng, dtype):
+    y = (10 * rng.standard_normal((20, 20))).astype(dtype)
+    assert disagreement({"y": y}, {"y": y}, dtype) is None
+    assert disagreement({"y": y}, {"y": y.T}, dtype) is not None
+
+
+def test_gradient_that_is_missing_does_not_agree():
+    y, dx = np.ones(3), np.ones(3)
+    assert disagreement({"y": y, "dx": dx}, {"y": y}, "float64") == "computes y; due is dx, y"
+
+
+def test_gradient_that_is_doubled_does_not_agree(rng):
+    dw = rng.standard_normal((5, 5))
+    assert disagreement({"dw0": dw}, {"dw0": 2 * dw}, "float64") is not None
+
+
+def test_frozen_weight_that_moves_does_not_agree():
+    still, moved = np.zeros(4, np.float32), np.full(4, 1e-9, np.float32)
+    assert disagreement({"dw0": still}, {"dw0": still}, "float32") is None
+    assert disagreement({"dw0": still}, {"dw0": moved}, "float32") is not None
+
+
+def test_not_a_number_does_not_agree():
+    y = np.ones(4)
+    assert disagreement({"y": y}, {"y": y * np.nan}, "float64") is not None
+
+
+def test_other_shape_does_not_agree():
+    assert disagreement({"y": np.ones(4)}, {"y": np.ones((4, 1))}, "float64") is not None

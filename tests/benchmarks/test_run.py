@@ -1,0 +1,89 @@
+"""The command line: who takes part, and one quick run of a small suite from end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import run
+import stopgrad_op as sg
+from peers import PEERS
+from runner import QUICK, Plan
+from workloads import SUITES
+
+
+def test_peer_that_is_not_installed_is_left_out_and_named(monkeypatch):
+    monkeypatch.setattr(run, "is_installed", lambda name: name != "torch")
+    assert run.choose_peers(["tf-eager", "torch", "jax"]) == (["tf-eager", "jax"], ["torch"])
+
+
+def test_peers_are_found_by_the_package_that_they_need():
+    assert run.is_installed("numpy")
+    assert all(PEERS[name].package == name for name in ("keras", "torch", "jax", "numpy"))
+
+
+def test_suites_without_large_cases_keep_groups_whole():
+    cases = run.choose_cases(list(SUITES), "cpu", QUICK)
+    assert all(case.flops <= QUICK.most_flops for case in cases)
+    for suite in SUITES.values():
+        for name in {case.group for case in suite.cases} - {None}:
+            whole = [case for case in suite.cases if case.group == name]
+            assert sum(case.group == name for case in cases) in (0, len(whole))
+
+
+def test_device_without_cases_is_an_error(capsys):
+    assert run.main(["--device", "gpu", "--suite", "blog"]) == 2
+    assert "no cases for gpu" in capsys.readouterr().out
+
+
+class DisagreeingWorker:
+    """Each peer has a result of its own."""
+
+    def __init__(self, peer, _threads, device):
+        self.y = np.full(3, len(peer))
+        assert device == "cpu"
+
+    def prepare(self, _number, _task):
+        return {"y": self.y}
+
+    def measure(self, _number, _seconds):
+        return [1.0]
+
+    def release(self, _number):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_run_with_a_peer_that_computes_something_else_fails_loudly(monkeypatch, capsys):
+    monkeypatch.setattr(run, "ProcessWorker", DisagreeingWorker)
+    monkeypatch.setattr(run, "measure_limits", lambda *_: ({}, None))
+    assert run.main(["--quick", "--suite", "blog", "--peers", "numpy"]) == 1
+    output = capsys.readouterr()
+    assert "FAILED: numpy: does not agree with stopgrad_op: y is off by" in output.err
+    assert "**numpy** does not agree" in output.out
+
+
+@pytest.mark.skipif(sg.build_info()["tensorflow"] is None, reason="a build without TensorFlow")
+def test_quick_run_from_end_to_end(monkeypatch, tmp_path, capsys):
+    shortest = Plan(rounds=1, turn=0.001, pause=0, most_flops=None, limit_seconds=0.001)
+    monkeypatch.setattr(run, "QUICK", shortest)
+    files = {name: tmp_path / "results" / f"run.{name}" for name in ("json", "report")}
+    code = run.main(
+        ["--quick", "--suite", "blog", "--peers", "tf-eager", "--threads", "1"]
+        + [argument for name, file in files.items() for argument in (f"--{name}", str(file))]
+    )
+    assert code == 0
+    *records, last = json.loads(files["json"].read_text())
+    machine = last["machine"]
+    assert [record["mode"] for record in records] == ["eager", "function"]
+    assert list(records[0]["seconds"]) == ["stopgrad_op", "tf-eager"]
+    assert records[0]["best_peer"] == "tf-eager"
+    assert all(math.isfinite(s) and s > 0 for s in records[0]["seconds"].values())
+    assert files["report"].read_text() in capsys.readouterr().out
+    assert (machine["quick"], machine["failures"]) == (True, [])
+    assert machine["versions"]["numpy"]

@@ -1,0 +1,147 @@
+"""That peers take turns with pauses, and that failures are seen. The peers here are not real."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import runner
+from runner import PeerError, Plan, Runner, in_groups
+from workloads import Case, Layer
+
+CASE = Case("suite", "name", "forward", (2, 2), (Layer((2, 2)),))
+PLAN = Plan(rounds=2, turn=0.5, pause=0.25, most_flops=None, limit_seconds=0.1)
+
+
+class FakeWorker:
+    """Answers at once, and writes down what it was asked."""
+
+    def __init__(self, log, peer, y=1.0, seconds=1.0, supported=True, dies=False):
+        self.log, self.peer, self.y, self.seconds = log, peer, y, seconds
+        self.supported, self.dies = supported, dies
+
+    def prepare(self, _number, _task):
+        return {"y": np.full(3, self.y)} if self.supported else None
+
+    def measure(self, number, _seconds):
+        self.log.append(("turn", self.peer, number))
+        if self.dies:
+            raise PeerError("died")
+        return [self.seconds, self.seconds]
+
+    def release(self, number):
+        self.log.append(("release", self.peer, number))
+
+    def close(self):
+        self.log.append(("close", self.peer))
+
+
+@pytest.fixture
+def measure(monkeypatch):
+    """Measure with fake peers; returns the results and what happened in which order."""
+
+    def measure(tasks, peers=("tf-eager", "torch"), threads=2, **unlike):
+        log = []
+        monkeypatch.setattr(runner.time, "sleep", lambda seconds: log.append(("pause", seconds)))
+
+        def start(peer, threads):
+            log.append(("start", peer, threads))
+            return FakeWorker(log, peer, **unlike.get(peer.replace("-", "_"), {}))
+
+        measuring = Runner(peers, threads, PLAN, start)
+        results = measuring.measure(tasks)
+        measuring.close()
+        return results, log
+
+    return measure
+
+
+def turns(log):
+    return [entry[1:] for entry in log if entry[0] == "turn"]
+
+
+def test_peers_take_turns_there_and_back(measure):
+    _, log = measure([(CASE, "eager")])
+    peers = ["stopgrad_op", "tf-eager", "torch"]
+    assert [peer for peer, _ in turns(log)] == [*peers, *reversed(peers)]
+
+
+def test_there_is_a_pause_before_each_turn(measure):
+    _, log = measure([(CASE, "eager")])
+    before = [log[i - 1] for i, entry in enumerate(log) if entry[0] == "turn"]
+    assert before == [("pause", PLAN.pause)] * 6
+
+
+def test_cases_of_a_group_take_turns_with_each_other(measure):
+    _, log = measure([(CASE, "eager"), (CASE, "eager")], peers=["torch"])
+    there = [("stopgrad_op", 0), ("torch", 0), ("stopgrad_op", 1), ("torch", 1)]
+    assert turns(log) == [*there, *reversed(there)]
+
+
+def test_samples_of_all_rounds_count(measure):
+    ((result,), _) = measure([(CASE, "eager")], torch={"seconds": 3.0})
+    assert result.samples == {
+        "stopgrad_op": [1.0] * 4,
+        "tf-eager": [1.0] * 4,
+        "torch": [3.0] * 4,
+    }
+    assert not result.failures
+
+
+def test_all_peers_get_the_threads_that_the_case_names(measure):
+    one = Case("suite", "one", "forward", (2, 2), (Layer((2, 2)),), threads=1)
+    for case, threads in ((CASE, 2), (one, 1)):
+        ((result,), log) = measure([(case, "eager")])
+        assert {entry[2] for entry in log if entry[0] == "start"} == {threads}
+        assert result.threads == threads
+
+
+def test_peers_of_another_mode_take_no_part(measure):
+    ((result,), _) = measure([(CASE, "function")])
+    assert list(result.samples) == ["stopgrad_op", "torch"]
+
+
+def test_peer_that_disagrees_fails_and_is_not_measured(measure):
+    ((result,), log) = measure([(CASE, "eager")], torch={"y": 2.0})
+    assert "torch" not in result.samples
+    assert ("torch", 0) not in turns(log)
+    assert result.failures["torch"].startswith("does not agree with stopgrad_op: y is off by")
+
+
+def test_peer_that_dies_fails_and_the_others_go_on(measure):
+    ((result,), log) = measure([(CASE, "eager")], tf_eager={"dies": True})
+    assert result.failures == {"tf-eager": "died"}
+    assert list(result.samples) == ["stopgrad_op", "torch"]
+    assert ("close", "tf-eager") in log
+
+
+def test_work_that_a_peer_does_not_do_is_no_failure(measure):
+    ((result,), _) = measure([(CASE, "eager")], torch={"supported": False})
+    assert list(result.samples) == ["stopgrad_op", "tf-eager"]
+    assert not result.failures
+
+
+def test_everything_is_released_and_ended(measure):
+    _, log = measure([(CASE, "eager")])
+    for peer in ("stopgrad_op", "tf-eager", "torch"):
+        assert log.count(("release", peer, 0)) == 1
+        assert log.count(("close", peer)) == 1
+
+
+def test_groups_are_measured_together_and_other_cases_alone():
+    alone = Case("suite", "alone", "forward", (2, 2), (Layer((2, 2)),))
+    first, second = (
+        Case("suite", name, "forward", (2, 2), (Layer((2, 2)),), modes=("eager",), group="g")
+        for name in ("first", "second")
+    )
+    assert in_groups([alone, first, second], ["eager", "function"]) == [
+        [(alone, "eager")],
+        [(alone, "function")],
+        [(first, "eager"), (second, "eager")],
+    ]
+
+
+def test_workers_know_how_many_threads_there_are():
+    environment = runner.worker_environment(3, "cpu")
+    assert environment["OMP_NUM_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == "3"
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""

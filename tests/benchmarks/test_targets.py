@@ -1,0 +1,137 @@
+"""That the targets look at the right cases, and are judged rightly."""
+
+from __future__ import annotations
+
+import pytest
+
+from peers import PEERS
+from records import make_record
+from report import make_report
+from targets import TARGETS, Target, Value, judge
+from workloads import CASES
+
+
+def records(unlike=None):
+    """Records of all cases, as if everybody took a second; `unlike` by key has other times."""
+    return [
+        make_record(
+            case,
+            mode,
+            "cpu",
+            2,
+            {
+                peer: [(unlike or {}).get((case.key, peer), 1.0)]
+                for peer, entry in PEERS.items()
+                if mode in entry.modes
+            },
+            case.flops / 0.9 if case.dtype == "float32" else None,
+        )
+        for case in CASES.values()
+        for mode in case.modes
+    ]
+
+
+def target(word):
+    (found,) = (target for target in TARGETS if word in target.work)
+    return found
+
+
+@pytest.mark.parametrize("index", range(len(TARGETS)))
+def test_every_target_finds_its_cases(index):
+    assert judge(TARGETS[index], records()).worst is not None
+    assert judge(TARGETS[index], []).verdict == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("number", "lower", "verdict"),
+    [
+        (1.9, False, "missed"),
+        (2.0, False, "reached"),
+        (3.0, False, "reached, stretch too"),
+        (3.1, True, "missed"),
+        (3.0, True, "reached"),
+        (2.0, True, "reached, stretch too"),
+    ],
+)
+def test_verdict_follows_the_bounds(number, lower, verdict):
+    bounds = (3, 2) if lower else (2, 3)
+    row = Target("work", *bounds, lambda _: iter([Value(number, "case")]), lower=lower)
+    assert judge(row, []) == (row, Value(number, "case"), verdict)
+
+
+@pytest.mark.parametrize(("lower", "worst"), [(False, 1.0), (True, 2.0)])
+def test_worst_case_decides(lower, worst):
+    values = [Value(1.0, "one"), Value(2.0, "two")]
+    row = Target("work", 1.5, None, lambda _: iter(values), lower=lower)
+    outcome = judge(row, [])
+    assert (outcome.worst.number, outcome.verdict) == (worst, "missed")
+
+
+def test_large_products_are_compared_with_the_fastest_peer():
+    slow = records({("scaling/1024³, all threads", "numpy"): 0.5})
+    worst = judge(target("against the fastest peer"), slow).worst
+    assert worst.number == 0.5
+    assert worst.case.startswith("1024³, all threads")
+
+
+def test_small_products_do_not_count_as_large():
+    fast = records({("scaling/128³, all threads", "numpy"): 0.5})
+    assert judge(target("against the fastest peer"), fast).worst.number == 1
+
+
+def test_share_of_the_peak_is_that_of_the_limit():
+    outcome = judge(target("share of the measured peak"), records())
+    assert outcome.worst.number == pytest.approx(0.9)
+    assert outcome.verdict == "reached, stretch too"
+
+
+def test_steps_are_compared_with_tensorflow_alone():
+    key = "mlp/784-512-512-10 at 128, half frozen"
+    assert judge(target("every size"), records({(key, "torch"): 0.1})).worst.number == 1
+    assert judge(target("every size"), records({(key, "tf-xla"): 0.1})).worst.number == 0.1
+
+
+def test_blocked_backward_is_a_share_of_the_full_one():
+    key = "dense/backward 256×1024×1024, weights blocked"
+    outcome = judge(target("one operand blocked"), records({(key, "stopgrad_op"): 1.25}))
+    assert outcome.worst == Value(1.25, "backward 256×1024×1024, weights blocked")
+
+
+def test_epilogue_is_what_it_adds_to_the_bare_product():
+    key = "dense/epilogue 512×768×3072, gelu"
+    times = records({(key, "stopgrad_op"): 1.02})
+    assert judge(target("bias and gelu"), times).worst.number == pytest.approx(0.02)
+    assert judge(target("bias and gelu"), times).verdict == "reached"
+    assert judge(target("bias and relu"), times).worst.number == 0
+
+
+MACHINE = {
+    "processor": "a processor",
+    "processors": 2,
+    "threads": 2,
+    "system": "a system",
+    "versions": {"tensorflow": "2.21.0"},
+    "time": "now",
+    "load_before": 0.0,
+    "environment": {},
+    "limits": {"2": {"float32": 2e11, "float64": 1e11, "copy": 3e10}},
+    "remarks": ["not installed and left out: jax"],
+    "failures": [
+        {"suite": "blog", "case": "c", "mode": "eager", "peer": "torch", "why": "does not agree"}
+    ],
+    "plan": {"rounds": 2, "turn": 0.1, "pause": 0.1},
+    "quick": False,
+}
+
+
+def test_report_shows_losses_failures_and_who_is_missing():
+    key = "dtypes/float64"
+    report = make_report(records({(key, "torch"): 0.25}), MACHINE, "plot.png")
+    rows = [[cell.strip() for cell in line.split("|")] for line in report.splitlines()]
+    (row,) = (row for row in rows if row[1:3] == ["float64", "eager"])
+    assert row[-5:-2] == ["torch", "0.25", "0.268"]
+    assert "| missed" in report
+    assert "**torch** does not agree" in report
+    assert "not installed and left out: jax" in report
+    assert "(plot.png)" in report
+    assert "float32 200 GFLOP/s" in report
