@@ -3,18 +3,24 @@
 #   PYTHON=python3.12      the interpreter to use, 3.10 to 3.13
 #   TENSORFLOW=2.20.0      that release, in an environment of its own; nightly: the newest nightly
 #   PYTEST_ARGS="-k plan"  more arguments for pytest
+#   BENCH_ARGS="--quick"   other arguments for the benchmark
+#   TORCH=torch            measures PyTorch too; any requirement that pip understands
 
 PYTHON ?= python3
 TENSORFLOW ?=
 PYTEST_ARGS ?=
+BENCH_RESULTS := benchmarks/results/cpu
+BENCH_ARGS ?= --json $(BENCH_RESULTS).json --report $(BENCH_RESULTS).md --plot $(BENCH_RESULTS).png
+TORCH ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format wheel clean
+.PHONY: help demo test bench lint format wheel clean
 
 help: ## say what there is
 	@echo "make demo    install into .venvs/ from source and show what blocking a gradient does"
 	@echo "make test    install into .venvs/ from source and run the test suite"
+	@echo "make bench   measure beside stock TensorFlow, Keras, JAX and NumPy; half an hour and more"
 	@echo "make lint    ruff, mypy and clang-format, each in the version that pyproject.toml names"
 	@echo "make format  let ruff and clang-format rewrite what make lint complains about"
 	@echo "make wheel   build a wheel in dist/ for the TensorFlow that make test uses"
@@ -25,6 +31,8 @@ help: ## say what there is
 # One environment for each interpreter and TensorFlow, so that switching back costs nothing.
 python_tag := $(shell exec 2>/dev/null; $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 venv := .venvs/python$(python_tag)-tensorflow$(addprefix -,$(TENSORFLOW))
+# PyTorch is asked for, because on x86-64 Linux PyPI has it with CUDA only: several gigabytes.
+bench_venv := $(venv)-bench$(if $(TORCH),-torch)
 lint_venv := .venvs/lint
 # The environment's bin on PATH, as if it were activated: an installer that builds in an environment
 # of its own has no other way to find TensorFlow.
@@ -60,15 +68,20 @@ sources := CMakeLists.txt pyproject.toml \
 	@$(call pip,$(@D)) --upgrade 'pip>=25.1'
 	@touch $@
 
-$(venv)/tensorflow: | $(venv)/pip
+$(venv)/tensorflow $(bench_venv)/tensorflow: %/tensorflow: | %/pip
 	@echo "==> installing $(tensorflow)"
-	@$(call pip,$(venv)) "$(tensorflow)"
+	@$(call pip,$(@D)) "$(tensorflow)"
 	@touch $@
 
 # Built in isolation, as `pip install .` does for everybody.
 $(venv)/stopgrad_op: $(sources) | $(venv)/tensorflow
 	@echo "==> building and installing stopgrad_op; this takes a minute or two"
 	@$(call pip,$(venv)) '.[demo,test]'
+	@touch $@
+
+$(bench_venv)/stopgrad_op: $(sources) | $(bench_venv)/tensorflow
+	@echo "==> building and installing stopgrad_op, and what it is measured beside"
+	@$(call pip,$(bench_venv)) . --group bench $(if $(TORCH),"$(TORCH)")
 	@touch $@
 
 $(lint_venv)/linters: pyproject.toml | $(lint_venv)/pip
@@ -83,7 +96,10 @@ demo: $(venv)/stopgrad_op
 test: $(venv)/stopgrad_op
 	TF_CPP_MIN_LOG_LEVEL=2 $(venv)/bin/pytest $(PYTEST_ARGS)
 
-cpp_files = $(shell find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
+bench: $(bench_venv)/stopgrad_op
+	TF_CPP_MIN_LOG_LEVEL=2 $(bench_venv)/bin/python benchmarks/run.py $(BENCH_ARGS)
+
+cpp_files = $(shell find csrc benchmarks -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 lint: $(lint_venv)/linters
 	$(lint_venv)/bin/ruff check

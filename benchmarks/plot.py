@@ -39,7 +39,7 @@ def draw(records: Sequence[Record], machine: Mapping[str, Any], file: Path) -> b
     if not panels:
         return False
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(6.2 * len(panels), 5), squeeze=False, layout="constrained"
+        1, len(panels), figsize=(6.2 * len(panels), 5.2), squeeze=False, layout="constrained"
     )
     colours = dict(zip(PEERS, plt.colormaps["tab10"].colors, strict=False))
     markers = dict(zip(PEERS, "os^vDPX*", strict=True))
@@ -69,8 +69,13 @@ def draw(records: Sequence[Record], machine: Mapping[str, Any], file: Path) -> b
         axis.set_title(f"{threads} {'thread' if threads == 1 else 'threads'}")
         axis.set_xlabel("n, of a product of n × n matrices")
         axis.set_ylabel("GFLOP/s, float32")
-        handles, labels = axis.get_legend_handles_labels()
-        axis.legend(handles, labels, fontsize=8, ncols=2, framealpha=0.8)
+    # One legend for all panels, in which each line stands once.
+    lines = {
+        label: line
+        for axis in axes[0]
+        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
     quick = " (a quick run: too short to mean anything)" if machine["quick"] else ""
     figure.suptitle(f"Products, each peer in the faster of its modes{quick}")
     figure.savefig(file, format="png", dpi=110)
