@@ -20,7 +20,7 @@ _ops = load_ops()
 _FLOATING = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
 _DTYPES = (*_FLOATING, tf.complex64, tf.complex128, tf.int32, tf.int64)
 
-# What _matmul_eager records has a gradient of its own.
+# What _matmul_aside records has a gradient of its own.
 _ASIDE_GRADIENT = "StopgradOp>FusedMatMul/aside"
 
 
@@ -113,9 +113,12 @@ def run_matmul(a: Any, b: Any, bias: Any, options: MatMulOptions, name: str | No
         if _is_keras_tensor(*operands):
             return symbolic_matmul(a, b, bias, options, name)
         operands = _to_tensors(operands, _tensorflow.EAGER_TYPES if eager else ())
-    if eager:
-        return _matmul_eager(operands, options)
-    return _matmul_recorded(operands, options, name)
+    if not eager:
+        return _matmul_recorded(operands, options, name)
+    if _tensorflow.may_record():
+        return _matmul_aside(operands, options)
+    y, _ = _run_op(operands, options, with_z=False)
+    return y
 
 
 def _is_keras_tensor(*values: Any) -> bool:
@@ -170,9 +173,14 @@ def _eager_scale(scale: float) -> tf.Tensor:
 @lru_cache(maxsize=4096)
 def _attributes(layout_a: str, layout_b: str, activation: str) -> tuple[str, ...]:
     """Return what both ops take of the options, as names and values in turn, but for defaults."""
-    given = {"layout_a": layout_a, "layout_b": layout_b, "activation": activation}
-    default = {"layout_a": "normal", "layout_b": "normal", "activation": "linear"}
-    return tuple(text for item in given.items() - default.items() for text in item)
+    attributes: tuple[str, ...] = ()
+    if layout_a != "normal":
+        attributes += ("layout_a", layout_a)
+    if layout_b != "normal":
+        attributes += ("layout_b", layout_b)
+    if activation != "linear":
+        attributes += ("activation", activation)
+    return attributes
 
 
 def _matmul_recorded(
@@ -199,18 +207,39 @@ def _matmul_recorded(
 
 
 class _Kept(NamedTuple):
-    """What backward needs of a call of _matmul_eager."""
+    """What backward needs of a call of _matmul_aside."""
 
     options: MatMulOptions
-    operands: tuple[tf.Tensor, ...]
+    operands: list[tf.Tensor]
     scales: tuple[tf.Tensor, ...]
     z: list[tf.Tensor]  # none or one
 
 
-def _matmul_eager(
+def _run_op(
+    operands: Sequence[tf.Tensor | tf.Variable], options: MatMulOptions, *, with_z: bool
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Run the op eagerly; it leaves the gradient policy to its caller."""
+    try:
+        y, z = _tensorflow.run_op(
+            "StopgradOp>FusedMatMul",
+            _ops.stopgrad_op_fused_mat_mul,
+            (operands[0], operands[1], operands[2:], ()),
+            (
+                "num_z",
+                1 if with_z else 0,
+                *_attributes(options.layout_a, options.layout_b, options.activation),
+            ),
+        )
+    except (TypeError, ValueError, tf.errors.OpError):
+        _check_dtypes(operands, options.activation)
+        raise
+    return y, z
+
+
+def _matmul_aside(
     operands: Sequence[tf.Tensor | tf.Variable], options: MatMulOptions
 ) -> tf.Tensor:
-    """Run the op where no tape sees it, then record what a first derivative needs.
+    """Run the op eagerly where no tape sees it, then record what a first derivative needs.
 
     Left to itself, TensorFlow would record the reading of each variable as a further operation,
     make a tensor of zeros as the gradient of z, and keep the inputs of calls that are all blocked.
@@ -225,23 +254,10 @@ def _matmul_eager(
         ]
     order = _tensorflow.gradient_order(sources)
     if order > 1:
-        return _matmul_recorded(tuple(map(_tensorflow.read, operands)), options, None)
+        return _matmul_recorded([_tensorflow.read(o) for o in operands], options, None)
     with _tensorflow.stop_recording():
-        a, b, *bias = tensors = tuple(map(_tensorflow.read, operands))
-        try:
-            y, z = _tensorflow.run_op(
-                "StopgradOp>FusedMatMul",
-                _ops.stopgrad_op_fused_mat_mul,
-                (a, b, bias, ()),
-                (
-                    "num_z",
-                    1 if order and options.saves_preactivation else 0,
-                    *_attributes(options.layout_a, options.layout_b, options.activation),
-                ),
-            )
-        except (TypeError, ValueError, tf.errors.OpError):
-            _check_dtypes(tensors, options.activation)
-            raise
+        tensors = [_tensorflow.read(operand) for operand in operands]
+        y, z = _run_op(tensors, options, with_z=order == 1 and options.saves_preactivation)
     if order:
         scales = tuple(map(_eager_scale, policy.scales))
         kept = _Kept(options, tensors, scales, z)

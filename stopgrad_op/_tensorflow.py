@@ -45,6 +45,11 @@ def run_op(
     return function(*inputs, **dict(zip(attributes[::2], attributes[1::2], strict=True)))
 
 
+def may_record() -> bool:
+    """Return whether there is a gradient tape or forward accumulator that is not stopped."""
+    return not pywrap_tfe.TFE_Py_TapeSetIsEmpty()
+
+
 def tape_source(operand: tf.Tensor | tf.Variable) -> tf.Tensor:
     """Return what tapes know an eager operand by, and tell them that it is used.
 
