@@ -210,6 +210,7 @@ class _Kept(NamedTuple):
     """What backward needs of a call of _matmul_aside."""
 
     options: MatMulOptions
+    learning: Sequence[str]  # the operands that are not blocked, as the tapes know them
     operands: list[tf.Tensor]
     scales: tuple[tf.Tensor, ...]
     z: list[tf.Tensor]  # none or one
@@ -236,31 +237,27 @@ def _run_op(
     return y, z
 
 
-def _matmul_aside(
-    operands: Sequence[tf.Tensor | tf.Variable], options: MatMulOptions
-) -> tf.Tensor:
+def _matmul_aside(operands: Sequence[tf.Tensor | tf.Variable], options: MatMulOptions) -> tf.Tensor:
     """Run the op eagerly where no tape sees it, then record what a first derivative needs.
 
     Left to itself, TensorFlow would record the reading of each variable as a further operation,
     make a tensor of zeros as the gradient of z, and keep the inputs of calls that are all blocked.
     """
     sources = [_tensorflow.tape_source(operand) for operand in operands]
+    learning: Sequence[str] = OPERANDS[: len(operands)]
     policy = options.policy
     if policy.blocked:
-        sources = [
-            source
-            for name, source in zip(OPERANDS, sources, strict=False)
-            if name not in policy.blocked
-        ]
+        learning = [name for name in learning if name not in policy.blocked]
+        sources = [sources[OPERANDS.index(name)] for name in learning]
     order = _tensorflow.gradient_order(sources)
     if order > 1:
         return _matmul_recorded([_tensorflow.read(o) for o in operands], options, None)
-    with _tensorflow.stop_recording():
+    with _tensorflow.Unrecorded():
         tensors = [_tensorflow.read(operand) for operand in operands]
         y, z = _run_op(tensors, options, with_z=order == 1 and options.saves_preactivation)
     if order:
         scales = tuple(map(_eager_scale, policy.scales))
-        kept = _Kept(options, tensors, scales, z)
+        kept = _Kept(options, learning, tensors, scales, z)
         _tensorflow.record_gradient(_ASIDE_GRADIENT, sources, kept, [y])
     return y
 
@@ -286,25 +283,19 @@ def _recorded_gradient(op: tf.Operation, dy: tf.Tensor, *_: Any) -> list[tf.Tens
         for index, name in enumerate(OPERANDS[:num_operands])
         if name not in options.policy.blocked and (skipped is None or index not in skipped)
     ]
-    results = _gradients(
-        needed, options, dy, operands, scales, saved, all_used=skipped is not None
-    )
+    results = _gradients(needed, options, dy, operands, scales, saved, all_used=skipped is not None)
     return [results.get(name) for name in OPERANDS[:num_operands]] + [None] * len(scales)
 
 
 @tf.RegisterGradient(_ASIDE_GRADIENT)
 def _aside_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
     kept: _Kept = _tensorflow.recorded_note(op)
-    options = kept.options
-    learning = [
-        name for name in OPERANDS[: len(kept.operands)] if name not in options.policy.blocked
-    ]
     skipped = _tensorflow.skipped_inputs(op) or ()
-    needed = [name for index, name in enumerate(learning) if index not in skipped]
+    needed = [name for index, name in enumerate(kept.learning) if index not in skipped]
     results = _gradients(
-        needed, options, dy, kept.operands, kept.scales, kept.z or op.outputs, all_used=True
+        needed, kept.options, dy, kept.operands, kept.scales, kept.z or op.outputs, all_used=True
     )
-    return [results.get(name) for name in learning]
+    return list(map(results.get, kept.learning))
 
 
 @tf.RegisterGradient("StopgradOp>FusedMatMulGrad")
@@ -330,20 +321,20 @@ def _gradients(
     With z = a b + bias, y = f(z) and upstream dy:
     dz = dy f'(z),  da = s_a dz b^H,  db = s_b a^H dz,  dbias = s_bias sum over rows of dz.
     """
-    named_operands = dict(zip(OPERANDS, operands, strict=False))
-    named_scales = dict(zip(options.policy.scaled, scales, strict=True))
-    # A scale that is known to be 0 needs no kernel.
-    results = {
-        name: tf.zeros_like(named_operands[name])
-        for name in needed
-        if name in named_scales and _is_known_zero(named_scales[name])
-    }
-    needed = [name for name in needed if name not in results]
+    results: dict[str, tf.Tensor] = {}
+    named_scales: dict[str, tf.Tensor] = {}
+    if scales:
+        named_scales = dict(zip(options.policy.scaled, scales, strict=True))
+        # A scale that is known to be 0 needs no kernel.
+        results = {
+            name: tf.zeros_like(operands[OPERANDS.index(name)])
+            for name in needed
+            if name in named_scales and _is_known_zero(named_scales[name])
+        }
+        needed = [name for name in needed if name not in results]
 
     def run(needed: Sequence[str], dy: tf.Tensor, activation: str) -> None:
-        gradients = _run_gradient_op(
-            needed, dy, activation, options, named_operands, named_scales, saved
-        )
+        gradients = _run_gradient_op(needed, dy, activation, options, operands, named_scales, saved)
         results.update(zip(needed, gradients, strict=True))
 
     if all_used or len(needed) == 1:
@@ -374,40 +365,39 @@ def _run_gradient_op(
     dy: tf.Tensor,
     activation: str,
     options: MatMulOptions,
-    operands: Mapping[str, tf.Tensor],
+    operands: Sequence[tf.Tensor],
     scales: Mapping[str, tf.Tensor],
     saved: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
     """Run the gradient op with no other inputs than it will read."""
-    inputs = {name: [operands[name]] if other in needed else [] for name, other in _OTHER.items()}
-    shapes = {
-        # Where one of the two is a matrix, the op knows a missing operand's shape without this.
-        name: [tf.shape(operands[name], tf.int64)]
-        if name in needed
-        and not inputs[name]
-        and operands[name].shape.rank != 2
-        and operands[other].shape.rank != 2
-        else []
-        for name, other in _OTHER.items()
-    }
+    a, b = operands[0], operands[1]
+    needs_a, needs_b = "a" in needed, "b" in needed
+    shape_a: list[tf.Tensor] = []
+    shape_b: list[tf.Tensor] = []
+    # The gradient of each factor reads the other one, and of itself the shape. Where one of the two
+    # is a matrix, the op knows it without.
+    if needs_a != needs_b and a.shape.rank != 2 and b.shape.rank != 2:
+        if needs_a:
+            shape_a = [tf.shape(a, tf.int64)]
+        else:
+            shape_b = [tf.shape(b, tf.int64)]
     scaled = [name for name in needed if name in scales]
-    attributes = _attributes(options.layout_a, options.layout_b, activation)
     gradients: list[tf.Tensor] = _tensorflow.run_op(
         "StopgradOp>FusedMatMulGrad",
         _ops.stopgrad_op_fused_mat_mul_grad,
         (
             dy,
-            inputs["a"],
-            inputs["b"],
+            [a] if needs_b else [],
+            [b] if needs_a else [],
             saved if SAVED[activation] != "nothing" else [],
-            shapes["a"],
-            shapes["b"],
+            shape_a,
+            shape_b,
             [scales[name] for name in scaled],
         ),
-        ("num_needed", len(needed), "needed", needed, "scaled", scaled, *attributes),
+        (
+            *("num_needed", len(needed), "needed", needed),
+            *(("scaled", scaled) if scaled else ()),
+            *_attributes(options.layout_a, options.layout_b, activation),
+        ),
     )
     return gradients
-
-
-# The gradient of each factor reads the other one.
-_OTHER = {"a": "b", "b": "a"}

@@ -84,7 +84,7 @@ def gradient_order(tensors: Sequence[tf.Tensor]) -> int:
     return int(pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes(tensors))
 
 
-class stop_recording:
+class Unrecorded:
     """In its `with` block, tapes and forward accumulators see nothing."""
 
     __slots__ = ("_was_stopped",)
