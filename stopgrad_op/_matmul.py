@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -107,24 +107,18 @@ def matmul(
 
 def run_matmul(a: Any, b: Any, bias: Any, options: MatMulOptions, name: str | None) -> tf.Tensor:
     """Run `matmul` with its options already read."""
-    if _is_keras_tensor(a, b, bias):
-        return symbolic_matmul(a, b, bias, options, name)
-    operands = _to_tensors(a, b, bias)
-    if not tf.executing_eagerly():
+    operands = (a, b) if bias is None else (a, b, bias)
+    eager = tf.executing_eagerly()
+    if not (eager and _tensorflow.EAGER_TYPES.issuperset(map(type, operands))):
+        if _is_keras_tensor(*operands):
+            return symbolic_matmul(a, b, bias, options, name)
+        operands = _to_tensors(operands, _tensorflow.EAGER_TYPES if eager else ())
+    if not eager:
         return _matmul_recorded(operands, options, name)
-    learning = [
-        operand
-        for operand_name, operand in zip(OPERANDS, operands, strict=False)
-        if operand_name not in options.policy.blocked
-    ]
-    order = _tensorflow.gradient_order(learning)
-    try:
-        if order > 1:
-            return _matmul_recorded(operands, options, name)
-        return _matmul_aside(operands, options, name, learns=order == 1)
-    except (TypeError, ValueError, tf.errors.OpError):
-        _check_dtypes(operands, options.activation)
-        raise
+    if _tensorflow.may_record():
+        return _matmul_aside(operands, options)
+    y, _ = _run_op(operands, options, with_z=False)
+    return y
 
 
 def _is_keras_tensor(*values: Any) -> bool:
@@ -132,19 +126,23 @@ def _is_keras_tensor(*values: Any) -> bool:
     return any(isinstance(value, keras.KerasTensor) for value in values)
 
 
-def _to_tensors(a: Any, b: Any, bias: Any) -> list[tf.Tensor]:
-    """Convert the operands; lists and the like take the dtype of a tensor among them."""
+def _to_tensors(operands: Sequence[Any], ready: Container[type]) -> tuple[Any, ...]:
+    """Convert the operands, unless their type is among those that are `ready`.
 
-    def convert(value: Any, name: str, dtype_hint: Any) -> tf.Tensor:
-        if isinstance(value, tf.Tensor):  # converting one to itself would take microseconds
+    Lists and the like take the dtype of a tensor among the operands.
+    """
+
+    def convert(value: Any, name: str, dtype_hint: Any) -> Any:
+        if isinstance(value, keras.Variable):
+            value = value.value
+        if isinstance(value, tf.Tensor) or type(value) in ready:
             return value
         return tf.convert_to_tensor(value, dtype_hint=dtype_hint, name=name)
 
+    a, b, *bias = operands
     a = convert(a, "a", None if hasattr(a, "dtype") else getattr(b, "dtype", None))
-    operands = [a, convert(b, "b", a.dtype)]
-    if bias is not None:
-        operands.append(convert(bias, "bias", a.dtype))
-    return operands
+    others = zip(OPERANDS[1:], (b, *bias), strict=False)
+    return (a, *(convert(value, name, a.dtype) for name, value in others))
 
 
 def _check_dtypes(operands: Sequence[tf.Tensor], activation: str) -> None:
@@ -172,30 +170,17 @@ def _eager_scale(scale: float) -> tf.Tensor:
         return tf.constant(scale, tf.float64)
 
 
-def _run_op(
-    operands: Sequence[tf.Tensor],
-    scales: Sequence[tf.Tensor],
-    options: MatMulOptions,
-    name: str | None,
-    *,
-    with_z: bool,
-    blocked: Sequence[str] = (),
-    scaled: Sequence[str] = (),
-) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    y, z = _ops.stopgrad_op_fused_mat_mul(
-        a=operands[0],
-        b=operands[1],
-        bias=operands[2:],
-        scales=scales,
-        num_z=int(with_z),
-        layout_a=options.layout_a,
-        layout_b=options.layout_b,
-        activation=options.activation,
-        blocked=list(blocked),
-        scaled=list(scaled),
-        name=name,
-    )
-    return y, z
+@lru_cache(maxsize=4096)
+def _attributes(layout_a: str, layout_b: str, activation: str) -> tuple[str, ...]:
+    """Return what both ops take of the options, as names and values in turn, but for defaults."""
+    attributes: tuple[str, ...] = ()
+    if layout_a != "normal":
+        attributes += ("layout_a", layout_a)
+    if layout_b != "normal":
+        attributes += ("layout_b", layout_b)
+    if activation != "linear":
+        attributes += ("activation", activation)
+    return attributes
 
 
 def _matmul_recorded(
@@ -203,35 +188,77 @@ def _matmul_recorded(
 ) -> tf.Tensor:
     """Run the op where TensorFlow records it: in a graph, or under several tapes."""
     _check_dtypes(operands, options.activation)
-    scales = [tf.constant(scale, tf.float64) for scale in options.policy.scales]
-    # In a graph z costs nothing where no gradient is built: the kernel leaves out what nobody
-    # consumes.
-    y, _ = _run_op(
-        operands,
-        scales,
-        options,
-        name,
-        with_z=options.saves_preactivation,
+    y, _ = _ops.stopgrad_op_fused_mat_mul(
+        a=operands[0],
+        b=operands[1],
+        bias=operands[2:],
+        scales=[tf.constant(scale, tf.float64) for scale in options.policy.scales],
+        # In a graph z costs nothing where no gradient is built: the kernel leaves out what nobody
+        # consumes.
+        num_z=int(options.saves_preactivation),
+        layout_a=options.layout_a,
+        layout_b=options.layout_b,
+        activation=options.activation,
         blocked=options.policy.blocked,
         scaled=options.policy.scaled,
+        name=name,
     )
     return y
 
 
-def _matmul_aside(
-    operands: Sequence[tf.Tensor], options: MatMulOptions, name: str | None, *, learns: bool
-) -> tf.Tensor:
+class _Kept(NamedTuple):
+    """What backward needs of a call of _matmul_aside."""
+
+    options: MatMulOptions
+    learning: Sequence[str]  # the operands that are not blocked, as the tapes know them
+    operands: list[tf.Tensor]
+    scales: tuple[tf.Tensor, ...]
+    z: list[tf.Tensor]  # none or one
+
+
+def _run_op(
+    operands: Sequence[tf.Tensor | tf.Variable], options: MatMulOptions, *, with_z: bool
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Run the op eagerly; it leaves the gradient policy to its caller."""
+    try:
+        y, z = _tensorflow.run_op(
+            "StopgradOp>FusedMatMul",
+            _ops.stopgrad_op_fused_mat_mul,
+            (operands[0], operands[1], operands[2:], ()),
+            (
+                "num_z",
+                1 if with_z else 0,
+                *_attributes(options.layout_a, options.layout_b, options.activation),
+            ),
+        )
+    except (TypeError, ValueError, tf.errors.OpError):
+        _check_dtypes(operands, options.activation)
+        raise
+    return y, z
+
+
+def _matmul_aside(operands: Sequence[tf.Tensor | tf.Variable], options: MatMulOptions) -> tf.Tensor:
     """Run the op eagerly where no tape sees it, then record what a first derivative needs.
 
-    Left to itself, the tape would make a tensor of zeros as the gradient of z, and keep the inputs
-    of calls that are all blocked.
+    Left to itself, TensorFlow would record the reading of each variable as a further operation,
+    make a tensor of zeros as the gradient of z, and keep the inputs of calls that are all blocked.
     """
-    with_z = learns and options.saves_preactivation
-    with _tensorflow.stop_recording():
-        y, z = _run_op(operands, (), options, name, with_z=with_z)
-    if learns:
-        scales = [_eager_scale(scale) for scale in options.policy.scales]
-        _tensorflow.record_gradient(_ASIDE_GRADIENT, [*operands, *scales, *z], options, [y])
+    sources = [_tensorflow.tape_source(operand) for operand in operands]
+    learning: Sequence[str] = OPERANDS[: len(operands)]
+    policy = options.policy
+    if policy.blocked:
+        learning = [name for name in learning if name not in policy.blocked]
+        sources = [sources[OPERANDS.index(name)] for name in learning]
+    order = _tensorflow.gradient_order(sources)
+    if order > 1:
+        return _matmul_recorded([_tensorflow.read(o) for o in operands], options, None)
+    with _tensorflow.Unrecorded():
+        tensors = [_tensorflow.read(operand) for operand in operands]
+        y, z = _run_op(tensors, options, with_z=order == 1 and options.saves_preactivation)
+    if order:
+        scales = tuple(map(_eager_scale, policy.scales))
+        kept = _Kept(options, learning, tensors, scales, z)
+        _tensorflow.record_gradient(_ASIDE_GRADIENT, sources, kept, [y])
     return y
 
 
@@ -248,16 +275,27 @@ def _recorded_gradient(op: tf.Operation, dy: tf.Tensor, *_: Any) -> list[tf.Tens
         policy=GradientPolicy(blocked=names("blocked"), scaled=names("scaled")),
     )
     saved = op.outputs[1:] if options.saves_preactivation else op.outputs[:1]
-    return _gradients(op, options, dy, list(op.inputs), saved)
+    num_operands = len(op.inputs) - len(options.policy.scaled)
+    operands, scales = op.inputs[:num_operands], op.inputs[num_operands:]
+    skipped = _tensorflow.skipped_inputs(op)
+    needed = [
+        name
+        for index, name in enumerate(OPERANDS[:num_operands])
+        if name not in options.policy.blocked and (skipped is None or index not in skipped)
+    ]
+    results = _gradients(needed, options, dy, operands, scales, saved, all_used=skipped is not None)
+    return [results.get(name) for name in OPERANDS[:num_operands]] + [None] * len(scales)
 
 
 @tf.RegisterGradient(_ASIDE_GRADIENT)
 def _aside_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
-    options: MatMulOptions = _tensorflow.recorded_note(op)
-    inputs = list(op.inputs)
-    saved = [inputs.pop()] if options.saves_preactivation else list(op.outputs)
-    gradients = _gradients(op, options, dy, inputs, saved)
-    return gradients + [None] * (len(op.inputs) - len(inputs))
+    kept: _Kept = _tensorflow.recorded_note(op)
+    skipped = _tensorflow.skipped_inputs(op) or ()
+    needed = [name for index, name in enumerate(kept.learning) if index not in skipped]
+    results = _gradients(
+        needed, kept.options, dy, kept.operands, kept.scales, kept.z or op.outputs, all_used=True
+    )
+    return list(map(results.get, kept.learning))
 
 
 @tf.RegisterGradient("StopgradOp>FusedMatMulGrad")
@@ -269,41 +307,39 @@ def _second_gradient(*_: Any) -> list[tf.Tensor | None]:
 
 
 def _gradients(
-    op: Any,
+    needed: list[str],
     options: MatMulOptions,
     dy: tf.Tensor,
-    inputs: list[tf.Tensor],
+    operands: Sequence[tf.Tensor],
+    scales: Sequence[tf.Tensor],
     saved: Sequence[tf.Tensor],
-) -> list[tf.Tensor | None]:
-    """Return the gradient of each input: the operands', and None for the scales.
+    *,
+    all_used: bool,
+) -> dict[str, tf.Tensor]:
+    """Return the gradients of the operands that are `needed`.
 
     With z = a b + bias, y = f(z) and upstream dy:
     dz = dy f'(z),  da = s_a dz b^H,  db = s_b a^H dz,  dbias = s_bias sum over rows of dz.
     """
-    policy = options.policy
-    num_operands = len(inputs) - len(policy.scaled)
-    operands = dict(zip(OPERANDS, inputs[:num_operands], strict=False))
-    scales = dict(zip(policy.scaled, inputs[num_operands:], strict=True))
-    skipped = _tensorflow.skipped_inputs(op)
-    needed = [
-        name
-        for index, name in enumerate(operands)
-        if name not in policy.blocked and (skipped is None or index not in skipped)
-    ]
-    # A scale that is known to be 0 needs no kernel.
-    results = {
-        name: tf.zeros_like(operands[name])
-        for name in needed
-        if name in scales and _is_known_zero(scales[name])
-    }
-    needed = [name for name in needed if name not in results]
+    results: dict[str, tf.Tensor] = {}
+    named_scales: dict[str, tf.Tensor] = {}
+    if scales:
+        named_scales = dict(zip(options.policy.scaled, scales, strict=True))
+        # A scale that is known to be 0 needs no kernel.
+        results = {
+            name: tf.zeros_like(operands[OPERANDS.index(name)])
+            for name in needed
+            if name in named_scales and _is_known_zero(named_scales[name])
+        }
+        needed = [name for name in needed if name not in results]
 
-    def run(needed: Sequence[str], dy: tf.Tensor, activation: str) -> list[tf.Tensor]:
-        return _run_gradient_op(needed, dy, activation, options, operands, scales, saved)
+    def run(needed: Sequence[str], dy: tf.Tensor, activation: str) -> None:
+        gradients = _run_gradient_op(needed, dy, activation, options, operands, named_scales, saved)
+        results.update(zip(needed, gradients, strict=True))
 
-    if skipped is not None or len(needed) == 1:
+    if all_used or len(needed) == 1:
         if needed:
-            results.update(zip(needed, run(needed, dy, options.activation), strict=True))
+            run(needed, dy, options.activation)
     else:
         # Nobody knows here which gradients will be used. Each product gets a node of its own, so
         # that TensorFlow prunes the others away, and the pass over dy one before them.
@@ -312,11 +348,11 @@ def _gradients(
         if products and options.activation != "linear":
             first.append("z")
         if first:
-            results.update(zip(first, run(first, dy, options.activation), strict=True))
+            run(first, dy, options.activation)
         dz = results.get("z", dy)
         for name in products:
-            (results[name],) = run([name], dz, "linear")
-    return [results.get(name) for name in operands] + [None] * len(scales)
+            run([name], dz, "linear")
+    return results
 
 
 def _is_known_zero(scale: tf.Tensor) -> bool:
@@ -329,40 +365,39 @@ def _run_gradient_op(
     dy: tf.Tensor,
     activation: str,
     options: MatMulOptions,
-    operands: Mapping[str, tf.Tensor],
+    operands: Sequence[tf.Tensor],
     scales: Mapping[str, tf.Tensor],
     saved: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
     """Run the gradient op with no other inputs than it will read."""
+    a, b = operands[0], operands[1]
+    needs_a, needs_b = "a" in needed, "b" in needed
+    shape_a: list[tf.Tensor] = []
+    shape_b: list[tf.Tensor] = []
+    # The gradient of each factor reads the other one, and of itself the shape. Where one of the two
+    # is a matrix, the op knows it without.
+    if needs_a != needs_b and a.shape.rank != 2 and b.shape.rank != 2:
+        if needs_a:
+            shape_a = [tf.shape(a, tf.int64)]
+        else:
+            shape_b = [tf.shape(b, tf.int64)]
     scaled = [name for name in needed if name in scales]
-    inputs = {name: [operands[name]] if other in needed else [] for name, other in _OTHER.items()}
-    shapes = {
-        # Where one of the two is a matrix, the op knows a missing operand's shape without this.
-        name: [tf.shape(operands[name], tf.int64)]
-        if name in needed
-        and not inputs[name]
-        and operands[name].shape.rank != 2
-        and operands[other].shape.rank != 2
-        else []
-        for name, other in _OTHER.items()
-    }
-    gradients: list[tf.Tensor] = _ops.stopgrad_op_fused_mat_mul_grad(
-        dy=dy,
-        a=inputs["a"],
-        b=inputs["b"],
-        saved=list(saved) if SAVED[activation] != "nothing" else [],
-        shape_a=shapes["a"],
-        shape_b=shapes["b"],
-        scales=[scales[name] for name in scaled],
-        num_needed=len(needed),
-        needed=list(needed),
-        layout_a=options.layout_a,
-        layout_b=options.layout_b,
-        activation=activation,
-        scaled=scaled,
+    gradients: list[tf.Tensor] = _tensorflow.run_op(
+        "StopgradOp>FusedMatMulGrad",
+        _ops.stopgrad_op_fused_mat_mul_grad,
+        (
+            dy,
+            [a] if needs_b else [],
+            [b] if needs_a else [],
+            saved if SAVED[activation] != "nothing" else [],
+            shape_a,
+            shape_b,
+            [scales[name] for name in scaled],
+        ),
+        (
+            *("num_needed", len(needed), "needed", needed),
+            *(("scaled", scaled) if scaled else ()),
+            *_attributes(options.layout_a, options.layout_b, activation),
+        ),
     )
     return gradients
-
-
-# The gradient of each factor reads the other one.
-_OTHER = {"a": "b", "b": "a"}

@@ -60,7 +60,7 @@ def _hashable(value: object) -> object:
     """Turn the containers that users write into ones that a cache can look up."""
     if isinstance(value, np.ndarray) and value.ndim == 1:
         return tuple(value.tolist())
-    if isinstance(value, (str, float, tuple)) or value is None or hasattr(value, "shape"):
+    if isinstance(value, (str, float, tuple)) or hasattr(value, "shape"):
         return value
     if isinstance(value, Mapping):
         return _Items((key, item, type(item)) for key, item in value.items())
@@ -204,6 +204,7 @@ def resolve_options(
     NotImplementedError
         For a gradient scale that is a tensor.
     """
+    # Before anything else, None: what nearly every call has, and each call pays for.
     key = (
         transpose_a,
         transpose_b,
@@ -211,11 +212,10 @@ def resolve_options(
         adjoint_b,
         has_bias,
         activation,
-        _hashable(stop_gradient),
-        _hashable(gradient_scale),
+        None if stop_gradient is None else _hashable(stop_gradient),
+        None if gradient_scale is None else _hashable(gradient_scale),
     )
     try:
-        hash(key)
-    except TypeError:  # a tensor, a list in a list
+        return _resolve(*key)
+    except TypeError:  # a wrong option, or one that is not hashable: a tensor, a list in a list
         return _resolve.__wrapped__(*key)
-    return _resolve(*key)

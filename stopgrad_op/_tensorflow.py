@@ -1,24 +1,78 @@
 """What this package uses of TensorFlow beyond its public interface, in one place.
 
 Public functions cannot say whether a tape is watching, or record an operation that was run aside;
-these can.
+these can. And an eager call costs the way to the kernel more than the kernel itself: where
+`tf.convert_to_tensor` reads a variable, the reading is a quarter of the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.autograph.impl import api
-from tensorflow.python.eager import record
-
-stop_recording = record.stop_recording
+from tensorflow.python.eager import context, core
+from tensorflow.python.framework.ops import EagerTensor
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 # Marks a function that AutoGraph need not rewrite: tracing it takes a fifth of the time. The public
 # do_not_convert wraps it, which every eager call would pay for.
 not_converted = api.autograph_artifact
+
+# The types of most eager operands: tensors, and what tf.Variable makes. A class derived from that
+# may be read in its own way.
+EAGER_TYPES = frozenset((EagerTensor, ResourceVariable))
+
+_REFUSALS = (core._FallbackException, core._NotOkStatusException)
+
+
+def run_op(
+    name: str, function: Callable[..., Any], inputs: Sequence[Any], attributes: Sequence[Any]
+) -> Any:
+    """Run an op; `function` is the one that TensorFlow generated for it.
+
+    `attributes` are names and values in turn. Those left out have their defaults, which takes less
+    time than setting them.
+    """
+    runtime = context.context()
+    if runtime.executing_eagerly():
+        try:
+            return pywrap_tfe.TFE_Py_FastPathExecute(runtime, name, None, *inputs, *attributes)
+        except _REFUSALS:
+            pass  # the generated function knows other ways, or what to say
+    return function(*inputs, **dict(zip(attributes[::2], attributes[1::2], strict=True)))
+
+
+def may_record() -> bool:
+    """Return whether there is a gradient tape or forward accumulator that is not stopped."""
+    return not pywrap_tfe.TFE_Py_TapeSetIsEmpty()
+
+
+def tape_source(operand: tf.Tensor | tf.Variable) -> tf.Tensor:
+    """Return what tapes know an eager operand by, and tell them that it is used.
+
+    A tensor is known by itself, and a variable by its handle.
+    """
+    if type(operand) is EagerTensor:
+        return operand
+    if operand.trainable:
+        pywrap_tfe.TFE_Py_TapeVariableAccessed(operand)
+        pywrap_tfe.TFE_Py_VariableWatcherVariableAccessed(operand)
+    return operand.handle
+
+
+def read(operand: tf.Tensor | tf.Variable) -> tf.Tensor:
+    """Return the value of an eager operand, without telling tapes of a variable."""
+    if type(operand) is EagerTensor:
+        return operand
+    return run_op(
+        "ReadVariableOp",
+        tf.raw_ops.ReadVariableOp,
+        (operand.handle,),
+        ("dtype", operand.dtype),
+    )
 
 
 def gradient_order(tensors: Sequence[tf.Tensor]) -> int:
@@ -27,7 +81,21 @@ def gradient_order(tensors: Sequence[tf.Tensor]) -> int:
     0 where no gradient tape or forward accumulator watches them, 1 where one does, 2 where several
     or a persistent one do, so that a gradient may itself be differentiated.
     """
-    return int(pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes(list(tensors)))
+    return int(pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes(tensors))
+
+
+class Unrecorded:
+    """In its `with` block, tapes and forward accumulators see nothing."""
+
+    __slots__ = ("_was_stopped",)
+
+    def __enter__(self) -> None:
+        self._was_stopped = pywrap_tfe.TFE_Py_TapeSetIsStopped()
+        pywrap_tfe.TFE_Py_TapeSetStopOnThread()
+
+    def __exit__(self, *_: object) -> None:
+        if not self._was_stopped:
+            pywrap_tfe.TFE_Py_TapeSetRestartOnThread()
 
 
 def record_gradient(
@@ -41,7 +109,7 @@ def record_gradient(
     The gradient is the function registered under `name`; it is called with an operation that has
     these inputs and outputs, and whose note `recorded_note` returns.
     """
-    pywrap_tfe.TFE_Py_RecordGradient(name, list(inputs), ("note", note), list(outputs), "")
+    pywrap_tfe.TFE_Py_RecordGradient(name, inputs, ("note", note), outputs, "")
 
 
 def recorded_note(op: Any) -> Any:
@@ -51,5 +119,8 @@ def recorded_note(op: Any) -> Any:
 
 def skipped_inputs(op: Any) -> tuple[int, ...] | None:
     """Return the inputs of `op` whose gradient nobody asked for; None where nobody knows."""
-    skipped = getattr(op, "skip_input_indices", None)
-    return None if skipped is None else tuple(skipped)
+    try:
+        # What a tape hands to a gradient function has this, None if all gradients are asked for.
+        return op.skip_input_indices or ()
+    except AttributeError:
+        return None
