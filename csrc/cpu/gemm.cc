@@ -13,7 +13,7 @@ namespace stopgrad::cpu {
 namespace {
 
 // A packed strip stays in the first cache, next to the rows of a panel that go by; a tile's panels
-// stay in the second one while its strips pass over them. 3/4 of 32 KiB and half of 1 MiB: what the
+// stay in the second one while its strips pass over them. 3/4 of 32 KiB and of 1 MiB: what the
 // processors that these kernels are for have at the least, but for the smaller second caches of
 // desktop ones, where the panels come from the third.
 constexpr int64_t kStripBytes = 24 << 10;
@@ -140,7 +140,8 @@ char* At(void* data, int64_t bytes) { return static_cast<char*>(data) + bytes; }
 constexpr int64_t kAlignment = 64;
 int64_t Aligned(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment; }
 
-// A product of a batch, and what is the same for all of them.
+// A product over a batch of matrices: every C by one thread where there are many, by all threads
+// where there are few.
 class BatchedProduct {
  public:
   BatchedProduct(DType dtype, const Product& product, double alpha, const void* a, const void* b,
