@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -115,10 +116,10 @@ def run_matmul(a: Any, b: Any, bias: Any, options: MatMulOptions, name: str | No
         operands = _to_tensors(operands, _tensorflow.EAGER_TYPES if eager else ())
     if not eager:
         return _matmul_recorded(operands, options, name)
+    sources = [_tensorflow.tape_source(operand) for operand in operands]
     if _tensorflow.may_record():
-        return _matmul_aside(operands, options)
-    y, _ = _run_op(operands, options, with_z=False)
-    return y
+        return _matmul_aside(operands, sources, options)
+    return _run_eager_op(operands, sources, options)[0]
 
 
 def _is_keras_tensor(*values: Any) -> bool:
@@ -126,7 +127,7 @@ def _is_keras_tensor(*values: Any) -> bool:
     return any(isinstance(value, keras.KerasTensor) for value in values)
 
 
-def _to_tensors(operands: Sequence[Any], ready: Container[type]) -> tuple[Any, ...]:
+def _to_tensors(operands: Sequence[Any], ready: Container[type] = ()) -> tuple[Any, ...]:
     """Convert the operands, unless their type is among those that are `ready`.
 
     Lists and the like take the dtype of a tensor among the operands.
@@ -216,49 +217,79 @@ class _Kept(NamedTuple):
     z: list[tf.Tensor]  # none or one
 
 
-def _run_op(
-    operands: Sequence[tf.Tensor | tf.Variable], options: MatMulOptions, *, with_z: bool
-) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Run the op eagerly; it leaves the gradient policy to its caller."""
-    try:
-        y, z = _tensorflow.run_op(
-            "StopgradOp>FusedMatMul",
-            _ops.stopgrad_op_fused_mat_mul,
-            (operands[0], operands[1], operands[2:], ()),
-            (
-                "num_z",
-                1 if with_z else 0,
-                *_attributes(options.layout_a, options.layout_b, options.activation),
-            ),
+def _run_eager_op(
+    operands: Sequence[tf.Tensor | tf.Variable],
+    sources: Sequence[tf.Tensor],
+    options: MatMulOptions,
+    num_values: int = 0,
+    num_z: int = 0,
+) -> list[tf.Tensor]:
+    """Return y, then the values of the variables if they are wanted, then z if it is."""
+
+    def in_steps() -> list[tf.Tensor]:
+        # Where the op does not go, to a variable on another device say, or to learn what is wrong.
+        tensors = _to_tensors(operands)
+        _check_dtypes(tensors, options.activation)
+        y, z = _ops.stopgrad_op_fused_mat_mul(
+            a=tensors[0],
+            b=tensors[1],
+            bias=tensors[2:],
+            scales=[],
+            num_z=num_z,
+            layout_a=options.layout_a,
+            layout_b=options.layout_b,
+            activation=options.activation,
         )
-    except (TypeError, ValueError, tf.errors.OpError):
-        _check_dtypes(operands, options.activation)
-        raise
-    return y, z
+        read = [x for x, operand in zip(tensors, operands, strict=True) if x is not operand]
+        return [y, *read[:num_values], *z]
+
+    results: list[tf.Tensor] = _tensorflow.run_op(
+        "StopgradOp>FusedMatMulEager",
+        (sources,),
+        (
+            "result_types",
+            (operands[0].dtype,) * (1 + num_values + num_z),
+            *_attributes(options.layout_a, options.layout_b, options.activation),
+        ),
+        in_steps,
+    )
+    return results
 
 
-def _matmul_aside(operands: Sequence[tf.Tensor | tf.Variable], options: MatMulOptions) -> tf.Tensor:
+def _matmul_aside(
+    operands: Sequence[tf.Tensor | tf.Variable],
+    sources: list[tf.Tensor],
+    options: MatMulOptions,
+) -> tf.Tensor:
     """Run the op eagerly where no tape sees it, then record what a first derivative needs.
 
     Left to itself, TensorFlow would record the reading of each variable as a further operation,
     make a tensor of zeros as the gradient of z, and keep the inputs of calls that are all blocked.
     """
-    sources = [_tensorflow.tape_source(operand) for operand in operands]
     learning: Sequence[str] = OPERANDS[: len(operands)]
+    learning_sources = sources
     policy = options.policy
     if policy.blocked:
         learning = [name for name in learning if name not in policy.blocked]
-        sources = [sources[OPERANDS.index(name)] for name in learning]
-    order = _tensorflow.gradient_order(sources)
+        learning_sources = [sources[OPERANDS.index(name)] for name in learning]
+    order = _tensorflow.gradient_order(learning_sources)
     if order > 1:
-        return _matmul_recorded([_tensorflow.read(o) for o in operands], options, None)
+        return _matmul_recorded(_to_tensors(operands), options, None)
     with _tensorflow.Unrecorded():
-        tensors = [_tensorflow.read(operand) for operand in operands]
-        y, z = _run_op(tensors, options, with_z=order == 1 and options.saves_preactivation)
-    if order:
-        scales = tuple(map(_eager_scale, policy.scales))
-        kept = _Kept(options, learning, tensors, scales, z)
-        _tensorflow.record_gradient(_ASIDE_GRADIENT, sources, kept, [y])
+        if order == 0:
+            return _run_eager_op(operands, sources, options)[0]
+        num_values = sum(map(operator.is_not, operands, sources))
+        num_z = 1 if options.saves_preactivation else 0
+        y, *kept_results = _run_eager_op(operands, sources, options, num_values, num_z)
+    values = iter(kept_results)
+    tensors = [
+        operand if operand is source else next(values)
+        for operand, source in zip(operands, sources, strict=True)
+    ]
+    z = list(values)
+    scales = tuple(map(_eager_scale, policy.scales))
+    kept = _Kept(options, learning, tensors, scales, z)
+    _tensorflow.record_gradient(_ASIDE_GRADIENT, learning_sources, kept, [y])
     return y
 
 
@@ -382,22 +413,26 @@ def _run_gradient_op(
         else:
             shape_b = [tf.shape(b, tf.int64)]
     scaled = [name for name in needed if name in scales]
+    inputs = (
+        dy,
+        [a] if needs_b else [],
+        [b] if needs_a else [],
+        saved if SAVED[activation] != "nothing" else [],
+        shape_a,
+        shape_b,
+        [scales[name] for name in scaled],
+    )
+    attributes = (
+        *("num_needed", len(needed), "needed", needed),
+        *(("scaled", scaled) if scaled else ()),
+        *_attributes(options.layout_a, options.layout_b, activation),
+    )
     gradients: list[tf.Tensor] = _tensorflow.run_op(
         "StopgradOp>FusedMatMulGrad",
-        _ops.stopgrad_op_fused_mat_mul_grad,
-        (
-            dy,
-            [a] if needs_b else [],
-            [b] if needs_a else [],
-            saved if SAVED[activation] != "nothing" else [],
-            shape_a,
-            shape_b,
-            [scales[name] for name in scaled],
-        ),
-        (
-            *("num_needed", len(needed), "needed", needed),
-            *(("scaled", scaled) if scaled else ()),
-            *_attributes(options.layout_a, options.layout_b, activation),
+        inputs,
+        attributes,
+        lambda: _ops.stopgrad_op_fused_mat_mul_grad(
+            *inputs, **dict(zip(attributes[::2], attributes[1::2], strict=True))
         ),
     )
     return gradients

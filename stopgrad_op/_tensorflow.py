@@ -25,13 +25,11 @@ not_converted = api.autograph_artifact
 # may be read in its own way.
 EAGER_TYPES = frozenset((EagerTensor, ResourceVariable))
 
-_REFUSALS = (core._FallbackException, core._NotOkStatusException)
-
 
 def run_op(
-    name: str, function: Callable[..., Any], inputs: Sequence[Any], attributes: Sequence[Any]
+    name: str, inputs: Sequence[Any], attributes: Sequence[Any], otherwise: Callable[[], Any]
 ) -> Any:
-    """Run an op; `function` is the one that TensorFlow generated for it.
+    """Run an op eagerly, or where that is not possible call `otherwise`.
 
     `attributes` are names and values in turn. Those left out have their defaults, which takes less
     time than setting them.
@@ -40,9 +38,9 @@ def run_op(
     if runtime.executing_eagerly():
         try:
             return pywrap_tfe.TFE_Py_FastPathExecute(runtime, name, None, *inputs, *attributes)
-        except _REFUSALS:
-            pass  # the generated function knows other ways, or what to say
-    return function(*inputs, **dict(zip(attributes[::2], attributes[1::2], strict=True)))
+        except (core._FallbackException, core._NotOkStatusException):
+            pass
+    return otherwise()
 
 
 def may_record() -> bool:
@@ -61,18 +59,6 @@ def tape_source(operand: tf.Tensor | tf.Variable) -> tf.Tensor:
         pywrap_tfe.TFE_Py_TapeVariableAccessed(operand)
         pywrap_tfe.TFE_Py_VariableWatcherVariableAccessed(operand)
     return operand.handle
-
-
-def read(operand: tf.Tensor | tf.Variable) -> tf.Tensor:
-    """Return the value of an eager operand, without telling tapes of a variable."""
-    if type(operand) is EagerTensor:
-        return operand
-    return run_op(
-        "ReadVariableOp",
-        tf.raw_ops.ReadVariableOp,
-        (operand.handle,),
-        ("dtype", operand.dtype),
-    )
 
 
 def gradient_order(tensors: Sequence[tf.Tensor]) -> int:

@@ -1,4 +1,4 @@
-// CPU kernels of the two ops: from TensorFlow's tensors to pointers and sizes, and back.
+// CPU kernels of the ops: from TensorFlow's tensors to pointers and sizes, and back.
 #include <functional>
 #include <string>
 #include <vector>
@@ -6,7 +6,10 @@
 #include "cpu/fused_matmul.h"
 #include "tensorflow/compat.h"
 #include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/resource_mgr.h"
+#include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/core/framework/tensor.h"
+#include "tensorflow/core/framework/tensor_util.h"
 #include "tensorflow/op_attributes.h"
 
 namespace stopgrad::tensorflow_ops {
@@ -68,25 +71,21 @@ absl::Status ReadShape(const char* name, const Tensor& tensor, Shape* shape) {
   return absl::OkStatus();
 }
 
-class FusedMatMulOp : public OpKernel {
- public:
-  explicit FusedMatMulOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, ReadProductAttributes(context, &attributes_));
-    OP_REQUIRES_OK(context, ReadForwardAttributes(context, &forward_));
-  }
+// What the two forward ops have in common: everything behind their inputs.
+class ForwardOp : public OpKernel {
+ protected:
+  using OpKernel::OpKernel;
 
-  void Compute(OpKernelContext* context) override {
-    const Tensor& a = context->input(0);
-    const Tensor& b = context->input(1);
+  // `bias` may be null; z is the last output.
+  void Run(OpKernelContext* context, const Tensor& a, const Tensor& b, const Tensor* bias) {
     MatMulProblem problem;
     OP_REQUIRES_OK(context, ToAbsl(MakeMatMulProblem(attributes_.dtype, attributes_.layout_a,
                                                      attributes_.layout_b, ToShape(a.shape()),
                                                      ToShape(b.shape()), &problem)));
     cpu::ForwardTensors tensors{a.data(), b.data()};
-    if (forward_.has_bias) {
-      const Tensor& bias = context->input(2);
-      OP_REQUIRES_OK(context, ToAbsl(CheckBias(problem, ToShape(bias.shape()))));
-      tensors.bias = bias.data();
+    if (bias != nullptr) {
+      OP_REQUIRES_OK(context, ToAbsl(CheckBias(problem, ToShape(bias->shape()))));
+      tensors.bias = bias->data();
     }
     TensorShape shape;
     OP_REQUIRES_OK(context, TensorShape::BuildTensorShape(problem.ShapeOfY(), &shape));
@@ -94,9 +93,9 @@ class FusedMatMulOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &y));
     tensors.y = y->data();
     // In a graph, z is consumed by the gradient op alone; without one it is not even allocated.
-    if (forward_.has_z && context->output_required(1)) {
+    if (const int z_index = num_outputs() - 1; has_z_ && context->output_required(z_index)) {
       Tensor* z = nullptr;
-      OP_REQUIRES_OK(context, context->allocate_output(1, shape, &z));
+      OP_REQUIRES_OK(context, context->allocate_output(z_index, shape, &z));
       tensors.z = z->data();
     }
     TensorFlowHost host(context);
@@ -104,15 +103,85 @@ class FusedMatMulOp : public OpKernel {
                    ToAbsl(cpu::FusedMatMul(problem, attributes_.activation, tensors, host)));
   }
 
- private:
   ProductAttributes attributes_;
-  ForwardAttributes forward_;
+  bool has_z_ = false;
+};
+
+class FusedMatMulOp : public ForwardOp {
+ public:
+  explicit FusedMatMulOp(OpKernelConstruction* context) : ForwardOp(context) {
+    ProductScales scales;
+    OP_REQUIRES_OK(context, ReadProductAttributes(context, &attributes_));
+    OP_REQUIRES_OK(context, ReadProductScales(context, &scales));
+    OP_REQUIRES_OK(context, ReadPresence(context, "num_bias", &has_bias_));
+    OP_REQUIRES_OK(context, ReadPresence(context, "num_z", &has_z_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    Run(context, context->input(0), context->input(1), has_bias_ ? &context->input(2) : nullptr);
+  }
+
+ private:
+  bool has_bias_ = false;
+};
+
+// The value of a variable, as ReadVariableOp gives it: the variable's own memory, which an
+// assignment leaves alone as long as somebody else holds it, unless the variable says otherwise.
+absl::Status ReadVariable(OpKernelContext* context, int input, tensorflow::DataType dtype,
+                          Tensor* value) {
+  if (context->input(input).NumElements() != 1) {
+    return absl::InvalidArgumentError("the handle of a variable must be a scalar");
+  }
+  tensorflow::core::RefCountPtr<tensorflow::Var> variable;
+  if (auto s = LookupResource(context, tensorflow::HandleFromInput(context, input), &variable);
+      !s.ok()) {
+    return s;
+  }
+  tensorflow::tf_shared_lock lock(*variable->mu());
+  const Tensor& held = *variable->tensor();
+  if (!held.IsInitialized()) {
+    return absl::FailedPreconditionError("a variable among the operands has no value yet");
+  }
+  if (held.dtype() != dtype) {
+    return absl::InvalidArgumentError("a variable among the operands has another dtype");
+  }
+  *value = variable->copy_on_read_mode.load() ? tensorflow::tensor::DeepCopy(held) : held;
+  return absl::OkStatus();
+}
+
+class FusedMatMulEagerOp : public ForwardOp {
+ public:
+  explicit FusedMatMulEagerOp(OpKernelConstruction* context) : ForwardOp(context) {
+    OP_REQUIRES_OK(context,
+                   ReadEagerAttributes(context, &attributes_, &dtype_, &has_values_, &has_z_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    Tensor read[3];
+    const Tensor* operands[3] = {};
+    int output = 1;
+    for (int i = 0; i < context->num_inputs(); ++i) {
+      if (context->input_dtype(i) != tensorflow::DT_RESOURCE) {
+        operands[i] = &context->input(i);
+        continue;
+      }
+      OP_REQUIRES_OK(context, ReadVariable(context, i, dtype_, &read[i]));
+      operands[i] = &read[i];
+      if (has_values_) context->set_output(output++, read[i]);
+    }
+    Run(context, *operands[0], *operands[1], operands[2]);
+  }
+
+ private:
+  tensorflow::DataType dtype_ = tensorflow::DT_INVALID;
+  bool has_values_ = false;
 };
 
 class FusedMatMulGradOp : public OpKernel {
  public:
   explicit FusedMatMulGradOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, ReadProductAttributes(context, &product_));
+    OP_REQUIRES_OK(context, ReadProductScales(context, &scales_));
     OP_REQUIRES_OK(context, ReadGradientAttributes(context, product_, &attributes_));
   }
 
@@ -132,7 +201,7 @@ class FusedMatMulGradOp : public OpKernel {
       OP_REQUIRES_OK(context, ReadShape("shape_b", context->input(input++), &shape_b));
     }
     GradientScales scales;
-    for (const std::string& name : product_.scaled) {
+    for (const std::string& name : scales_) {
       const Tensor& scale = context->input(input++);
       OP_REQUIRES(context, scale.NumElements() == 1,
                   absl::InvalidArgumentError("a gradient scale must be a scalar; its shape is " +
@@ -187,20 +256,23 @@ class FusedMatMulGradOp : public OpKernel {
 
  private:
   ProductAttributes product_;
+  ProductScales scales_;
   GradientAttributes attributes_;
 };
 
-// One kernel class serves every dtype; TensorFlow wants a registration for each.
+// One kernel class serves every dtype; TensorFlow wants a registration for each value of "T".
 template <typename Kernel>
-void Register(const char* op, tensorflow::DataType type) {
+void Register(const char* op, tensorflow::DataType type = tensorflow::DT_INVALID) {
   tensorflow::KernelDefBuilder builder(op);
-  builder.Device(tensorflow::DEVICE_CPU).TypeConstraint("T", type);
+  builder.Device(tensorflow::DEVICE_CPU);
+  if (type != tensorflow::DT_INVALID) builder.TypeConstraint("T", type);
   tensorflow::kernel_factory::OpKernelRegistrar(
       builder.Build(), op,
       [](OpKernelConstruction* context) -> OpKernel* { return new Kernel(context); });
 }
 
 const bool registered = [] {
+  Register<FusedMatMulEagerOp>("StopgradOp>FusedMatMulEager");
   for (const DTypePair& pair : kDTypes) {
     Register<FusedMatMulOp>("StopgradOp>FusedMatMul", pair.tensorflow);
     if (HasGradients(pair.dtype)) {

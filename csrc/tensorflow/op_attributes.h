@@ -1,6 +1,8 @@
 #ifndef STOPGRAD_TENSORFLOW_OP_ATTRIBUTES_H_
 #define STOPGRAD_TENSORFLOW_OP_ATTRIBUTES_H_
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -41,21 +43,17 @@ inline absl::Status ToAbsl(const Status& status) {
   return absl::InternalError(status.message());
 }
 
-// What both ops have in common, read the same way from a kernel's construction and from a shape
+// What all ops have in common, read the same way from a kernel's construction and from a shape
 // function: anything with GetAttr(name, value).
 struct ProductAttributes {
   DType dtype = DType::kFloat;
   Layout layout_a = Layout::kNormal;
   Layout layout_b = Layout::kNormal;
   Activation activation = Activation::kLinear;
-  std::vector<std::string> scaled;  // operands that have a gradient scale, in order of the inputs
 };
 
-// The forward op's further attributes.
-struct ForwardAttributes {
-  bool has_bias = false;
-  bool has_z = false;
-};
+// The operands that have a gradient scale, in order of the inputs.
+using ProductScales = std::vector<std::string>;
 
 // The gradient op's further attributes.
 struct GradientAttributes {
@@ -68,17 +66,19 @@ struct GradientAttributes {
 };
 
 template <typename Context>
-absl::Status ReadProductAttributes(Context* context, ProductAttributes* attributes) {
-  tensorflow::DataType type;
+absl::Status ReadProductAttributes(Context* context, tensorflow::DataType type,
+                                   ProductAttributes* attributes) {
   std::string layout_a, layout_b, activation;
-  if (auto s = context->GetAttr("T", &type); !s.ok()) return s;
   if (auto s = context->GetAttr("layout_a", &layout_a); !s.ok()) return s;
   if (auto s = context->GetAttr("layout_b", &layout_b); !s.ok()) return s;
   if (auto s = context->GetAttr("activation", &activation); !s.ok()) return s;
-  if (auto s = context->GetAttr("scaled", &attributes->scaled); !s.ok()) return s;
-  for (const DTypePair& pair : kDTypes) {
-    if (pair.tensorflow == type) attributes->dtype = pair.dtype;
+  const auto* const pair =
+      std::find_if(std::begin(kDTypes), std::end(kDTypes),
+                   [&](const DTypePair& pair) { return pair.tensorflow == type; });
+  if (pair == std::end(kDTypes)) {
+    return absl::InvalidArgumentError("no products of " + tensorflow::DataType_Name(type));
   }
+  attributes->dtype = pair->dtype;
   // TensorFlow has checked the three names against the lists in the registration.
   if (!FindLayout(layout_a, &attributes->layout_a) ||
       !FindLayout(layout_b, &attributes->layout_b) ||
@@ -90,17 +90,30 @@ absl::Status ReadProductAttributes(Context* context, ProductAttributes* attribut
                                       "\" needs a real floating dtype; the operands are " +
                                       tensorflow::DataType_Name(type));
   }
+  return absl::OkStatus();
+}
+
+template <typename Context>
+absl::Status ReadProductAttributes(Context* context, ProductAttributes* attributes) {
+  tensorflow::DataType type;
+  if (auto s = context->GetAttr("T", &type); !s.ok()) return s;
+  return ReadProductAttributes(context, type, attributes);
+}
+
+template <typename Context>
+absl::Status ReadProductScales(Context* context, ProductScales* scaled) {
+  if (auto s = context->GetAttr("scaled", scaled); !s.ok()) return s;
   GradientScales scales;
   int num_scales;
   if (auto s = context->GetAttr("num_scales", &num_scales); !s.ok()) return s;
-  if (num_scales != static_cast<int>(attributes->scaled.size())) {
+  if (num_scales != static_cast<int>(scaled->size())) {
     return absl::InvalidArgumentError("`scaled` must name an operand for each of the " +
                                       std::to_string(num_scales) + " gradient scales");
   }
-  for (size_t i = 0; i < attributes->scaled.size(); ++i) {
-    double* const scale = FindScale(attributes->scaled[i], &scales);
+  for (const std::string& name : *scaled) {
+    double* const scale = FindScale(name, &scales);
     if (scale == nullptr || *scale == 0) {
-      return absl::InvalidArgumentError("`scaled` has \"" + attributes->scaled[i] +
+      return absl::InvalidArgumentError("`scaled` has \"" + name +
                                         "\" twice, or it is none of \"a\", \"b\" and \"bias\"");
     }
     *scale = 0;  // seen
@@ -121,10 +134,36 @@ absl::Status ReadPresence(Context* context, const char* name, bool* present) {
   return absl::OkStatus();
 }
 
+// The eager op's. Its operands are a, b and perhaps bias, each of one dtype or a variable; its
+// results are y, or y and the values of the variables, and behind them perhaps z.
 template <typename Context>
-absl::Status ReadForwardAttributes(Context* context, ForwardAttributes* attributes) {
-  if (auto s = ReadPresence(context, "num_bias", &attributes->has_bias); !s.ok()) return s;
-  return ReadPresence(context, "num_z", &attributes->has_z);
+absl::Status ReadEagerAttributes(Context* context, ProductAttributes* attributes,
+                                 tensorflow::DataType* dtype, bool* has_values, bool* has_z) {
+  std::vector<tensorflow::DataType> operands, results;
+  if (auto s = context->GetAttr("operand_types", &operands); !s.ok()) return s;
+  if (auto s = context->GetAttr("result_types", &results); !s.ok()) return s;
+  if (operands.size() < 2 || operands.size() > 3 || results.empty()) {
+    return absl::InvalidArgumentError("there must be 2 or 3 operands, and a result");
+  }
+  *dtype = results[0];
+  size_t variables = 0;
+  for (tensorflow::DataType type : operands) {
+    variables += type == tensorflow::DT_RESOURCE;
+    if (type != *dtype && type != tensorflow::DT_RESOURCE) {
+      return absl::InvalidArgumentError("an operand has another dtype than the result");
+    }
+  }
+  for (tensorflow::DataType type : results) {
+    if (type != *dtype) return absl::InvalidArgumentError("the results have several dtypes");
+  }
+  const size_t further = results.size() - 1;
+  if (further != 0 && further != variables && further != variables + 1) {
+    return absl::InvalidArgumentError("the results must be y, the values of all " +
+                                      std::to_string(variables) + " variables or none, and z");
+  }
+  *has_values = further != 0;
+  *has_z = further == variables + 1;
+  return ReadProductAttributes(context, *dtype, attributes);
 }
 
 template <typename Context>

@@ -1,4 +1,4 @@
-// The two ops and their shape functions.
+// The ops and their shape functions.
 #include <string>
 #include <utility>
 
@@ -55,9 +55,12 @@ absl::Status TakeApart(InferenceContext* c, const char* name, ShapeHandle shape,
 
 absl::Status FusedMatMulShape(InferenceContext* c) {
   ProductAttributes attributes;
-  ForwardAttributes forward;
+  ProductScales scales;
+  bool has_bias, has_z;
   if (auto s = ReadProductAttributes(c, &attributes); !s.ok()) return s;
-  if (auto s = ReadForwardAttributes(c, &forward); !s.ok()) return s;
+  if (auto s = ReadProductScales(c, &scales); !s.ok()) return s;
+  if (auto s = ReadPresence(c, "num_bias", &has_bias); !s.ok()) return s;
+  if (auto s = ReadPresence(c, "num_z", &has_z); !s.ok()) return s;
   OperandShape a, b;
   if (auto s = TakeApart(c, "a", c->input(0), attributes.layout_a, &a); !s.ok()) return s;
   if (auto s = TakeApart(c, "b", c->input(1), attributes.layout_b, &b); !s.ok()) return s;
@@ -77,7 +80,7 @@ absl::Status FusedMatMulShape(InferenceContext* c) {
         c->DebugString(c->input(0)) + ", b is " + c->DebugString(c->input(1)));
   }
   DimensionHandle cols = b.cols;
-  if (forward.has_bias) {
+  if (has_bias) {
     ShapeHandle bias;
     if (!c->WithRank(c->input(2), 1, &bias).ok() || !c->Merge(cols, c->Dim(bias, 0), &cols).ok()) {
       return absl::InvalidArgumentError("`bias` must have shape [" + c->DebugString(b.cols) +
@@ -110,8 +113,10 @@ absl::Status MissingOperand(InferenceContext* c, ShapeHandle dy_batch, ShapeHand
 
 absl::Status FusedMatMulGradShape(InferenceContext* c) {
   ProductAttributes product;
+  ProductScales scales;
   GradientAttributes attributes;
   if (auto s = ReadProductAttributes(c, &product); !s.ok()) return s;
+  if (auto s = ReadProductScales(c, &scales); !s.ok()) return s;
   if (auto s = ReadGradientAttributes(c, product, &attributes); !s.ok()) return s;
   int input = 0;
   const ShapeHandle dy = c->input(input++);
@@ -193,6 +198,24 @@ scales: The gradient scales of the operands that `scaled` names; the forward pas
 y: Shape [..., m, n].
 z: None or one: op(a) op(b) + bias, for activations whose derivative cannot be had from y.
 blocked: Operands that get no gradient.
+)doc");
+
+REGISTER_OP("StopgradOp>FusedMatMulEager")
+    .Input("operands: operand_types")
+    .Output("results: result_types")
+    .Attr("operand_types: list(type) >= 2")
+    .Attr("result_types: list(type) >= 1")
+    .Attr(LayoutAttr("layout_a"))
+    .Attr(LayoutAttr("layout_b"))
+    .Attr(ActivationNames())
+    .SetIsStateful()  // it reads variables
+    .SetShapeFn(tensorflow::shape_inference::UnknownShape)
+    .Doc(R"doc(
+FusedMatMul for eager calls, where to reach an op takes longer than to compute a small product: it
+reads variables itself, and it has few attributes. It has no gradient.
+
+operands: a, b and perhaps bias, each of them a tensor or the handle of a variable.
+results: y; or y, the values of the variables, and perhaps z.
 )doc");
 
 REGISTER_OP("StopgradOp>FusedMatMulGrad")

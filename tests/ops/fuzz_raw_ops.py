@@ -102,6 +102,34 @@ class Fuzzer:
         for each in z:
             check(each, reference.preactivation(problem))
 
+    def eager(self) -> None:
+        a_shape, b_shape, _, layout_a, layout_b = self.problem()
+        n = b_shape[-1] if layout_b == "normal" else b_shape[-2]
+        shapes = [a_shape, b_shape, *([(n,)] if self.chance(0.5) else [])]
+        operands = [self.numbers(self.shape(shape)) for shape in shapes]
+        variables = {i: tf.Variable(x) for i, x in enumerate(operands) if self.chance(0.5)}
+        values = [operands[i] for i in variables]
+        count = self.one_of([0, len(values), len(values) + 1])
+        count = count if self.chance(0.93) else self.one_of([0, 1, 2, 3])
+        activation = self.one_of(sorted(ACTIVATIONS))
+        y, *others = ops.stopgrad_op_fused_mat_mul_eager(
+            operands=[
+                variables[i].handle if i in variables else tf.constant(x)
+                for i, x in enumerate(operands)
+            ],
+            result_types=[tf.float64] * (1 + count),
+            layout_a=layout_a,
+            layout_b=layout_b,
+            activation=activation,
+        )
+        bias = operands[2] if len(operands) > 2 else None
+        problem = reference.Problem(*operands[:2], bias, layout_a, layout_b, activation)
+        check(y, reference.forward(problem))
+        if count > len(values):
+            check(others.pop(), reference.preactivation(problem))
+        for each, value in zip(others, values if others else [], strict=True):
+            np.testing.assert_array_equal(each, value)
+
     def backward(self) -> None:
         a_shape, b_shape, y_shape, layout_a, layout_b = self.problem()
         needed = self.names([*OPERANDS, "z"])
@@ -172,7 +200,7 @@ def main(calls: int) -> None:
     for seed in range(calls):
         fuzzer = Fuzzer(seed)
         try:
-            fuzzer.forward() if seed % 3 == 0 else fuzzer.backward()
+            (fuzzer.forward, fuzzer.backward, fuzzer.eager, fuzzer.backward)[seed % 4]()
         except (*rejections, tf.errors.ResourceExhaustedError) as error:
             if isinstance(error, ValueError) and "matmul" in str(error):
                 raise AssertionError(f"call {seed} was accepted, and NumPy rejects it") from error

@@ -1,4 +1,4 @@
-"""The two ops called past the Python checks: whatever comes, an error and never a crash."""
+"""The ops called past the Python checks: whatever comes, an error and never a crash."""
 
 from __future__ import annotations
 
@@ -183,6 +183,78 @@ BAD_BACKWARD: list[dict[str, Any]] = [
     # A result with more elements than any tensor can have.
     {"dy": ones(2**40, 0), "a": [], "b": [ones(2**40, 0)], "needed": ["a"]},
 ]
+
+
+def eager(*operands: Any, results: Any = (tf.float32,), **attributes: Any) -> Any:
+    return ops.stopgrad_op_fused_mat_mul_eager(
+        operands=operands, result_types=results, **attributes
+    )
+
+
+def handle(*shape: int, dtype: Any = tf.float32) -> Any:
+    variable = tf.Variable(ones(*shape, dtype=dtype))
+    kept_alive.append(variable)
+    return variable.handle
+
+
+kept_alive: list[tf.Variable] = []
+two, three = (tf.float32,) * 2, (tf.float32,) * 3
+
+
+def test_eager_op_returns_what_is_asked_for() -> None:
+    for a, b, results in (
+        (ones(5, 7), ones(7, 3), [(5, 3)]),
+        (ones(5, 7), ones(7, 3), [(5, 3), (5, 3)]),
+        (ones(5, 7), handle(7, 3), [(5, 3)]),
+        (ones(5, 7), handle(7, 3), [(5, 3), (7, 3)]),
+        (handle(5, 7), handle(7, 3), [(5, 3), (5, 7), (7, 3)]),
+        (handle(5, 7), handle(7, 3), [(5, 3), (5, 7), (7, 3), (5, 3)]),
+    ):
+        y, *others = eager(a, b, results=[tf.float32] * len(results), activation="relu")
+        assert [x.shape for x in (y, *others)] == results
+        np.testing.assert_array_equal(y, np.full((5, 3), 7.0))
+
+
+BAD_EAGER: list[tuple[list[Any], dict[str, Any]]] = [
+    ([ones(5, 7)], {}),
+    ([ones(5, 7), ones(7, 3), ones(3), ones(3)], {}),
+    ([ones(5, 7), ones(6, 3)], {}),
+    ([ones(7), ones(7, 3)], {}),
+    ([ones(5, 7), ones(7, 3), ones(2)], {}),
+    ([ones(5, 7), ones(7, 3, dtype=tf.float64)], {}),
+    ([ones(5, 7), ones(7, 3)], {"results": (tf.float64,)}),
+    ([ones(5, 7), ones(7, 3)], {"results": ()}),
+    ([ones(5, 7), ones(7, 3)], {"results": (tf.float32, tf.float64)}),
+    ([ones(5, 7), ones(7, 3)], {"results": three}),
+    ([ones(5, 7), ones(7, 3)], {"layout_a": "transpose"}),
+    ([ones(5, 7), ones(7, 3)], {"activation": "rleu"}),
+    ([ones(5, 7, dtype=tf.int8), ones(7, 3, dtype=tf.int8)], {"results": (tf.int8,)}),
+    ([ones(5, 7, dtype=tf.bool), ones(7, 3, dtype=tf.bool)], {"results": (tf.bool,)}),
+    (
+        [ones(5, 7, dtype=tf.int32), ones(7, 3, dtype=tf.int32)],
+        {"results": (tf.int32,), "activation": "relu"},
+    ),
+    ([ones(5, 7), handle(6, 3)], {}),
+    ([handle(7), handle(7, 3)], {}),
+    ([ones(5, 7), handle(7, 3, dtype=tf.float64)], {}),
+    ([handle(5, 7, dtype=tf.float64), handle(7, 3, dtype=tf.float64)], {"results": two}),
+    ([handle(5, 7), handle(7, 3)], {"results": two}),
+    ([ones(5, 7), handle(7, 3)], {"results": (tf.float32,) * 4}),
+    ([ones(5, 7), tf.stack([handle(7, 3)] * 2)], {}),
+    ([ones(5, 7), tf.stack([handle(7, 3)] * 2)[:0]], {}),
+    # No variables: one that does not exist, and another resource.
+    ([ones(5, 7), tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=(7, 3), shared_name="no")], {}),
+    ([ones(5, 7), tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)], {}),
+]
+
+
+@pytest.mark.parametrize("index", range(len(BAD_EAGER)))
+@in_both
+def test_eager_op_rejects(wrap: Any, index: int) -> None:
+    operands, options = BAD_EAGER[index]
+    operands = [getattr(x, "resource_handle", x) for x in operands]
+    with pytest.raises((*Rejected, tf.errors.FailedPreconditionError, tf.errors.NotFoundError)):
+        wrap(lambda: eager(*operands, **options))()
 
 
 @pytest.mark.parametrize("index", range(len(BAD_FORWARD)))
