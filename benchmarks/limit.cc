@@ -85,12 +85,10 @@ double Best(const std::function<double()>& measure) {
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   const double seconds = argc > 2 ? std::atof(argv[2]) : 0.2;
-  const double float32 = Best([&] {
-    return Rate(threads, seconds, [](int) { return MultiplyAdds<float>(100000); });
-  });
-  const double float64 = Best([&] {
-    return Rate(threads, seconds, [](int) { return MultiplyAdds<double>(100000); });
-  });
+  const double float32 =
+      Best([&] { return Rate(threads, seconds, [](int) { return MultiplyAdds<float>(100000); }); });
+  const double float64 = Best(
+      [&] { return Rate(threads, seconds, [](int) { return MultiplyAdds<double>(100000); }); });
   // Together beyond the caches, which many threads share.
   const size_t bytes = std::max((size_t{256} << 20) / threads, size_t{32} << 20);
   std::vector<std::vector<char>> from(threads), to(threads);

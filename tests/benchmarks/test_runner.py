@@ -112,7 +112,8 @@ def test_peer_that_dies_fails_and_the_others_go_on(measure):
     ((result,), log) = measure([(CASE, "eager")], tf_eager={"dies": True})
     assert result.failures == {"tf-eager": "died"}
     assert list(result.samples) == ["stopgrad_op", "torch"]
-    assert ("close", "tf-eager") in log
+    # Its process is left at once, since nobody knows what state it is in.
+    assert log.index(("close", "tf-eager")) < log.index(("turn", "torch", 0))
 
 
 def test_work_that_a_peer_does_not_do_is_no_failure(measure):
