@@ -6,25 +6,11 @@
 #include "core/dtype.h"
 #include "cpu/activation_functions.h"
 #include "cpu/elementwise.h"
+#include "cpu/storage.h"
 
 namespace stopgrad::cpu {
 
 namespace {
-
-// Between storage and accumulator: 16-bit types convert, all others are the same type.
-template <typename T>
-T Load(const T& value) {
-  return value;
-}
-inline float Load(const Half& value) { return ToFloat(value); }
-inline float Load(const BFloat16& value) { return ToFloat(value); }
-
-template <typename T>
-void Store(const T& value, T* result) {
-  *result = value;
-}
-inline void Store(float value, Half* result) { FromFloat(value, result); }
-inline void Store(float value, BFloat16* result) { FromFloat(value, result); }
 
 template <typename Traits, Activation activation, bool has_bias, bool has_z>
 void EpilogueRows(const void* sums, int64_t sums_stride, const typename Traits::Storage* bias,

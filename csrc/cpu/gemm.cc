@@ -180,7 +180,10 @@ class BatchedProduct {
     const std::vector<int64_t> stages = Stages();
     if (whole_matrices) {
       ParallelStages(host, workers, {outputs}, [&](int64_t worker, size_t, int64_t output) {
-        RunSerially(stages, MatrixAt(output, worker), worker);
+        const Matrix matrix = MatrixAt(output, worker);
+        ParallelStages(host, 1, stages, [&](int64_t, size_t stage, int64_t job) {
+          RunJob(matrix, stage, job, Scratch(worker));
+        });
       });
     } else {
       for (int64_t output = 0; output < outputs; ++output) {
@@ -277,14 +280,6 @@ class BatchedProduct {
   }
   char* Scratch(int64_t worker) const {
     return At(scratch_, worker * (strip_bytes_ + tile_bytes_));
-  }
-
-  void RunSerially(const std::vector<int64_t>& stages, const Matrix& matrix, int64_t worker) const {
-    for (size_t stage = 0; stage < stages.size(); ++stage) {
-      for (int64_t job = 0; job < stages[stage]; ++job) {
-        RunJob(matrix, stage, job, Scratch(worker));
-      }
-    }
   }
 
   void RunJob(const Matrix& matrix, size_t stage, int64_t job, char* scratch) const {

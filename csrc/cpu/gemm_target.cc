@@ -6,6 +6,7 @@
 
 #include "core/dtype.h"
 #include "cpu/gemm_kernels.h"
+#include "cpu/storage.h"
 
 namespace stopgrad::cpu {
 
@@ -59,13 +60,6 @@ template <typename T>
 void StoreVector(const Vector<T>& vector, T* to) {
   std::memcpy(to, &vector, sizeof vector);
 }
-
-template <typename T>
-T Load(const T& value) {
-  return value;
-}
-inline float Load(const Half& value) { return ToFloat(value); }
-inline float Load(const BFloat16& value) { return ToFloat(value); }
 
 template <typename T, int rows, int vectors>
 void Multiply(const MicroTile& tile) {
