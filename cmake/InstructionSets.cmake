@@ -1,5 +1,6 @@
 # Compiles one source for several instruction sets, and finds out whether the C library has vector
 # forms of exp, tanh and erfc in float64.
+include(CheckCXXCompilerFlag)
 include(CheckCXXSourceCompiles)
 
 set(CMAKE_REQUIRED_LIBRARIES mvec m)
@@ -13,34 +14,37 @@ check_cxx_source_compiles("
   }" STOPGRAD_HAVE_LIBMVEC)
 unset(CMAKE_REQUIRED_LIBRARIES)
 
-# stopgrad_compile_for_targets(<library> <source>...) adds the sources' objects for each instruction
-# set, whose name they find in STOPGRAD_TARGET.
-function(stopgrad_compile_for_targets library)
-  set(targets baseline)
-  set(flags_baseline "")
-  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-    list(APPEND targets avx2 avx512)
-    set(flags_avx2 -mavx2 -mfma)
-    set(flags_avx512 ${flags_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl
-      -mprefer-vector-width=512)
-    target_compile_definitions(${library} PRIVATE STOPGRAD_X86_TARGETS)
-  endif()
-  foreach(name IN LISTS targets)
-    set(object ${library}_${name})
-    add_library(${object} OBJECT ${ARGN})
-    target_include_directories(${object} PRIVATE csrc)
-    target_compile_definitions(${object} PRIVATE STOPGRAD_TARGET=${name})
-    # Without errno and floating-point traps, of which nobody asks, comparisons and elementary
-    # functions can be vector code; results are the same. Multiplications and additions are fused
-    # where the target can, as GCC does anyway.
-    target_compile_options(${object} PRIVATE
-      -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast ${flags_${name}})
-    if(STOPGRAD_HAVE_LIBMVEC)
-      target_compile_definitions(${object} PRIVATE STOPGRAD_HAVE_LIBMVEC)
-    endif()
-    target_sources(${library} PRIVATE $<TARGET_OBJECTS:${object}>)
-  endforeach()
+# The targets, and their compiler flags.
+set(STOPGRAD_TARGETS baseline)
+set(STOPGRAD_FLAGS_baseline "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  list(APPEND STOPGRAD_TARGETS avx2 avx512)
+  set(STOPGRAD_FLAGS_avx2 -mavx2 -mfma -mf16c)
+  set(STOPGRAD_FLAGS_avx512 ${STOPGRAD_FLAGS_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq
+    -mavx512vl -mprefer-vector-width=512)
+  # GCC 9 does not know it.
+  check_cxx_compiler_flag(-mavx512bf16 STOPGRAD_HAVE_AVX512_BF16)
+  set(STOPGRAD_FLAGS_avx512_bf16 ${STOPGRAD_FLAGS_avx512} -mavx512bf16)
+endif()
+
+# stopgrad_compile_for(<library> <target> <source>...) adds the sources' objects for an instruction
+# set, whose name they find in STOPGRAD_TARGET. The library's sources can ask for STOPGRAD_HAVE_<name
+# in capitals>.
+function(stopgrad_compile_for library target)
+  set(object ${library}_${target})
+  add_library(${object} OBJECT ${ARGN})
+  target_include_directories(${object} PRIVATE csrc)
+  target_compile_definitions(${object} PRIVATE STOPGRAD_TARGET=${target})
+  # Without errno and floating-point traps, of which nobody asks, comparisons and elementary
+  # functions can be vector code; results are the same. Multiplications and additions are fused
+  # where the target can, as GCC does anyway.
+  target_compile_options(${object} PRIVATE
+    -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast ${STOPGRAD_FLAGS_${target}})
   if(STOPGRAD_HAVE_LIBMVEC)
+    target_compile_definitions(${object} PRIVATE STOPGRAD_HAVE_LIBMVEC)
     target_link_libraries(${library} PRIVATE mvec m)
   endif()
+  target_sources(${library} PRIVATE $<TARGET_OBJECTS:${object}>)
+  string(TOUPPER ${target} capitals)
+  target_compile_definitions(${library} PRIVATE STOPGRAD_HAVE_${capitals})
 endfunction()

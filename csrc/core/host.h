@@ -2,7 +2,6 @@
 #define STOPGRAD_CORE_HOST_H_
 
 #include <cstddef>
-#include <cstdint>
 #include <functional>
 
 namespace stopgrad {
@@ -13,11 +12,12 @@ class Host {
  public:
   virtual ~Host() = default;
 
-  // How many tasks can run at a time, 1 or more.
+  // How many threads there are to work on, that of the caller included.
   virtual int threads() const = 0;
 
-  // Runs task(0) ... task(count - 1), some at the same time, and returns when all have ended.
-  virtual void ParallelFor(int64_t count, const std::function<void(int64_t)>& task) = 0;
+  // Has another thread run the task as soon as there is one, and does not wait for it: the task may
+  // outlive the host.
+  virtual void Schedule(std::function<void()> task) = 0;
 
   // Scratch memory, aligned to 64 bytes, which lives as long as the host; nullptr if there is none.
   virtual void* Allocate(size_t bytes) = 0;

@@ -12,21 +12,27 @@ namespace stopgrad::cpu {
 
 namespace {
 
-// A packed strip stays in the first cache, next to the rows of a panel that go by; a tile's panels
-// stay in the second one while its strips pass over them. 3/4 of 32 KiB and of 1 MiB: what the
-// processors that these kernels are for have at the least, but for the smaller second caches of
-// desktop ones, where the panels come from the third.
+// A packed strip stays in the first cache, next to the rows of a panel that go by: 3/4 of 32 KiB.
 constexpr int64_t kStripBytes = 24 << 10;
-constexpr int64_t kTilePanelBytes = 768 << 10;
 // The longest chain of additions before a sum is added to what came before.
 constexpr int64_t kLongestBlock = 384;
+// A tile's panels go by its strips, out of the second cache or, as a panel takes as long to
+// multiply as a hundred of its lines to come, out of the last one. The more of them, the less often
+// a strip is packed.
+constexpr int64_t kTilePanelBytes = 3 << 19;
 constexpr int64_t kMostStripsPerTile = 8;
 // All threads share the packed panels through the last cache. This is also the most memory that
 // they take, but for a single panel of the longest pass.
 constexpr int64_t kPanelBytes = 4 << 20;
 constexpr int64_t kLongestPass = 8192;
+// Pieces of k are whole vectors of steps, of pairs as well.
+constexpr int64_t kStepOfK = 32;
 // With fewer strips, packing B costs more than it saves.
 constexpr int64_t kFewestStripsToPack = 3;
+// Where a matrix's rows lie across strips or panels, so many of its rows are packed at a time, and
+// so many panels by one thread.
+constexpr int64_t kRowsAtATime = 16;
+constexpr int64_t kPanelsAtATime = 8;
 
 struct ElementSizes {
   int64_t storage;
@@ -76,10 +82,11 @@ Division InPiecesOf(int64_t size, int64_t extent) {
   return {extent, size, std::max<int64_t>(1, CeilDiv(extent, size))};
 }
 
-// In as few pieces as possible, as equal as possible.
-Division InPiecesOfAtMost(int64_t most, int64_t extent) {
-  const int64_t pieces = InPiecesOf(std::max<int64_t>(1, most), extent).pieces;
-  return InPiecesOf(std::max<int64_t>(1, CeilDiv(extent, pieces)), extent);
+// In as few pieces as possible, as equal as possible in steps; `most` is a multiple of the step.
+Division InPiecesOfAtMost(int64_t most, int64_t extent, int64_t step = 1) {
+  const int64_t pieces = InPiecesOf(std::max(step, most), extent).pieces;
+  const int64_t size = CeilDiv(CeilDiv(extent, pieces), step) * step;
+  return InPiecesOf(std::clamp<int64_t>(size, 1, std::max<int64_t>(1, extent)), extent);
 }
 
 // How one C is computed. Its columns fall into ranges, k into passes. For every range and pass, the
@@ -99,28 +106,30 @@ struct Blocking {
 
 Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, const Product& p,
                         int64_t workers) {
-  const int64_t element_size = sizes.real * sizes.parts;
-  const int64_t panel_step = kernels.panel_width * element_size;
+  const auto panel_bytes = [&](int64_t k) {
+    return kernels.Steps(k) * kernels.panel_width * kernels.element_size;
+  };
   const Division strips = InPiecesOfAtMost(kernels.rows / sizes.parts, p.m);
-  const Division passes = InPiecesOfAtMost(kLongestPass, p.k);
+  const Division passes = InPiecesOfAtMost(kLongestPass, p.k, kStepOfK);
   const Division panels = InPiecesOf(kernels.panel_width, p.n);
 
-  const bool reads_b_unpacked = sizes.storage == element_size && sizes.parts == 1 &&
-                                p.b.col_stride == 1 && strips.pieces < kFewestStripsToPack;
+  const bool reads_b_unpacked = sizes.storage == kernels.element_size && p.b.col_stride == 1 &&
+                                strips.pieces < kFewestStripsToPack;
   const int64_t packed_panels = !reads_b_unpacked                ? panels.pieces
                                 : p.n % kernels.panel_width == 0 ? 0
                                                                  : 1;
   const Division ranges = InPiecesOfAtMost(
-      reads_b_unpacked ? panels.pieces : kPanelBytes / (passes.size * panel_step), panels.pieces);
+      reads_b_unpacked ? panels.pieces : kPanelBytes / panel_bytes(passes.size), panels.pieces);
 
   const int64_t longest_block =
-      std::min(kLongestBlock, kStripBytes / (kernels.strip_width * element_size));
-  const int64_t block = InPiecesOfAtMost(longest_block, passes.size).size;
+      std::min<int64_t>(kLongestBlock, kStripBytes / (kernels.strip_width * kernels.element_size)) *
+      2 / kernels.steps_of_two_k;
+  const int64_t block = InPiecesOfAtMost(longest_block, passes.size, kStepOfK).size;
   int64_t strips_per_tile = kMostStripsPerTile;
-  int64_t panels_per_tile = std::min(kTilePanelBytes / (block * panel_step), ranges.size);
+  int64_t panels_per_tile = std::min(kTilePanelBytes / panel_bytes(block), ranges.size);
   if (workers > 1) {
     // Several tiles for every thread, so that nobody waits long for the last one.
-    const int64_t wanted = 4 * workers;
+    const int64_t wanted = 8 * workers;
     const int64_t tile_columns = CeilDiv(ranges.size, panels_per_tile);
     strips_per_tile =
         std::clamp<int64_t>(strips.pieces / CeilDiv(wanted, tile_columns), 1, kMostStripsPerTile);
@@ -139,6 +148,28 @@ char* At(void* data, int64_t bytes) { return static_cast<char*>(data) + bytes; }
 
 constexpr int64_t kAlignment = 64;
 int64_t Aligned(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment; }
+
+// Packs neighbouring strips or panels for a block of k, one behind the other. `source` is all of
+// them, from the matrix's first row or column. Where the matrix's rows lie across them, they are
+// packed a few rows at a time: then a row's memory is read once, in order, and not line by line for
+// each of them.
+void PackPieces(PackLoop pack, const PackSource& source, int64_t storage, const Division& pieces,
+                int64_t begin, int64_t end, int64_t step_bytes, const GemmKernels& kernels,
+                char* to) {
+  const int64_t rows = source.stride == 1 ? kRowsAtATime : std::max<int64_t>(1, source.k);
+  const int64_t piece_bytes = kernels.Steps(source.k) * step_bytes;
+  for (int64_t l = 0; l < source.k; l += rows) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      PackSource part = source;
+      part.data =
+          At(source.data, (pieces.Begin(piece) * source.stride + l * source.k_stride) * storage);
+      part.count = pieces.Size(piece);
+      part.k = std::min(rows, source.k - l);
+      part.k_left = source.k_left - l;
+      pack(part, to + (piece - begin) * piece_bytes + kernels.Steps(l) * step_bytes);
+    }
+  }
+}
 
 // A product over a batch of matrices: every C by one thread where there are many, by all threads
 // where there are few.
@@ -215,22 +246,24 @@ class BatchedProduct {
     Division blocks;  // of the pass
     bool first;
     bool last;
+
+    int64_t end() const { return first_panel + panels; }
+    int64_t packed() const { return end() - first_packed; }
   };
 
   int64_t passes() const { return terms_ * blocking_.passes.pieces; }
   int64_t tile_width() const { return blocking_.panels_per_tile * kernels_.panel_width; }
   int64_t range_width() const { return blocking_.ranges.size * kernels_.panel_width; }
-  int64_t panel_bytes(int64_t k) const {
-    return k * kernels_.panel_width * sizes_.real * sizes_.parts;
-  }
+  int64_t strip_step_bytes() const { return kernels_.strip_width * kernels_.element_size; }
+  int64_t panel_step_bytes() const { return kernels_.panel_width * kernels_.element_size; }
+  int64_t panels_per_job() const { return p_.b.col_stride == 1 ? kPanelsAtATime : 1; }
 
   // Jobs a stage: packing and tiles by turns.
   std::vector<int64_t> Stages() const {
     std::vector<int64_t> stages;
     for (int64_t i = 0; i < blocking_.ranges.pieces * passes(); ++i) {
       const Phase phase = PhaseAt(i);
-      stages.push_back((phase.first_panel + phase.panels - phase.first_packed) *
-                       phase.blocks.pieces);
+      stages.push_back(CeilDiv(phase.packed(), panels_per_job()) * phase.blocks.pieces);
       stages.push_back(CeilDiv(phase.panels, blocking_.panels_per_tile) *
                        CeilDiv(blocking_.strips.pieces, blocking_.strips_per_tile));
     }
@@ -248,7 +281,8 @@ class BatchedProduct {
         std::max(phase.first_panel, blocking_.panels.pieces - blocking_.packed_panels);
     phase.term = pass / blocking_.passes.pieces;
     phase.k_begin = blocking_.passes.Begin(piece);
-    phase.blocks = InPiecesOfAtMost(blocking_.longest_block, blocking_.passes.Size(piece));
+    phase.blocks =
+        InPiecesOfAtMost(blocking_.longest_block, blocking_.passes.Size(piece), kStepOfK);
     phase.first = pass == 0;
     phase.last = pass == passes() - 1;
     return phase;
@@ -256,15 +290,15 @@ class BatchedProduct {
 
   Status Allocate(Host& host, int64_t workers, int64_t memories) {
     const int64_t packed = std::min(blocking_.packed_panels, blocking_.ranges.size);
-    packed_bytes_ = Aligned(packed * panel_bytes(blocking_.passes.size));
+    packed_bytes_ = Aligned(packed * kernels_.Steps(blocking_.passes.size) * panel_step_bytes());
     const int64_t block = std::min(blocking_.longest_block, blocking_.passes.size);
-    strip_bytes_ = Aligned(block * kernels_.strip_width * sizes_.real * sizes_.parts);
+    strips_bytes_ = Aligned(blocking_.strips_per_tile * kernels_.Steps(block) * strip_step_bytes());
     const int64_t tile_rows = blocking_.strips_per_tile * blocking_.strips.size * sizes_.parts;
     const bool needs_sums = !sums_in_c_ && passes() > 1;
     tile_bytes_ = sums_in_c_ || needs_sums ? 0 : Aligned(tile_rows * tile_width() * sizes_.real);
     sums_bytes_ = needs_sums ? Aligned(p_.m * sizes_.parts * range_width() * sizes_.real) : 0;
     const int64_t bytes =
-        memories * (packed_bytes_ + sums_bytes_) + workers * (strip_bytes_ + tile_bytes_);
+        memories * (packed_bytes_ + sums_bytes_) + workers * (strips_bytes_ + tile_bytes_);
     memory_ = host.Allocate(bytes);
     scratch_ = At(memory_, memories * (packed_bytes_ + sums_bytes_));
     if (memory_ != nullptr) return Status();
@@ -279,12 +313,12 @@ class BatchedProduct {
     return {OffsetsAt(output_dims_, output), packed, packed + packed_bytes_};
   }
   char* Scratch(int64_t worker) const {
-    return At(scratch_, worker * (strip_bytes_ + tile_bytes_));
+    return At(scratch_, worker * (strips_bytes_ + tile_bytes_));
   }
 
   void RunJob(const Matrix& matrix, size_t stage, int64_t job, char* scratch) const {
     const Phase phase = PhaseAt(static_cast<int64_t>(stage / 2));
-    stage % 2 == 0 ? PackPanel(matrix, phase, job) : RunTile(matrix, phase, job, scratch);
+    stage % 2 == 0 ? PackPanels(matrix, phase, job) : RunTile(matrix, phase, job, scratch);
   }
 
   const char* BAt(const Matrix& matrix, const Phase& phase, int64_t k, int64_t column) const {
@@ -293,21 +327,24 @@ class BatchedProduct {
                       sizes_.storage);
   }
 
-  // Blocks of k lie one behind the other, in a block panel after panel.
+  // Blocks of k lie one behind the other, in a block panel after panel. All but the last block are
+  // of whole steps.
   char* PackedAt(const Matrix& matrix, const Phase& phase, int64_t block, int64_t panel) const {
-    const int64_t packed = phase.first_panel + phase.panels - phase.first_packed;
-    return At(matrix.packed, panel_bytes(phase.blocks.Begin(block) * packed +
-                                         phase.blocks.Size(block) * (panel - phase.first_packed)));
+    const int64_t steps_before = kernels_.Steps(phase.blocks.Begin(block)) * phase.packed();
+    const int64_t steps = kernels_.Steps(phase.blocks.Size(block)) * (panel - phase.first_packed);
+    return At(matrix.packed, (steps_before + steps) * panel_step_bytes());
   }
 
-  void PackPanel(const Matrix& matrix, const Phase& phase, int64_t job) const {
+  void PackPanels(const Matrix& matrix, const Phase& phase, int64_t job) const {
     const int64_t block = job % phase.blocks.pieces;
-    const int64_t panel = phase.first_packed + job / phase.blocks.pieces;
-    kernels_.pack_panel(
-        {BAt(matrix, phase, phase.blocks.Begin(block), blocking_.panels.Begin(panel)),
-         p_.b.col_stride, p_.b.row_stride, p_.b.conjugate, blocking_.panels.Size(panel),
-         phase.blocks.Size(block)},
-        PackedAt(matrix, phase, block, panel));
+    const int64_t first = phase.first_packed + job / phase.blocks.pieces * panels_per_job();
+    const int64_t k = phase.blocks.Begin(block);
+    PackPieces(kernels_.pack_panel,
+               {BAt(matrix, phase, k, 0), p_.b.col_stride, p_.b.row_stride, p_.b.conjugate, p_.n,
+                phase.blocks.Size(block), p_.k - phase.k_begin - k},
+               sizes_.storage, blocking_.panels, first,
+               std::min(phase.end(), first + panels_per_job()), panel_step_bytes(), kernels_,
+               PackedAt(matrix, phase, block, first));
   }
 
   // Where a tile's sums are until they are complete.
@@ -337,8 +374,7 @@ class BatchedProduct {
     const int64_t strip_end =
         std::min(blocking_.strips.pieces, strip_begin + blocking_.strips_per_tile);
     const int64_t panel_begin = phase.first_panel + job % tile_columns * blocking_.panels_per_tile;
-    const int64_t panel_end =
-        std::min(phase.first_panel + phase.panels, panel_begin + blocking_.panels_per_tile);
+    const int64_t panel_end = std::min(phase.end(), panel_begin + blocking_.panels_per_tile);
     const int64_t column = blocking_.panels.Begin(panel_begin);
     const int64_t columns = std::min(p_.n, blocking_.panels.Begin(panel_end)) - column;
     const int64_t first_row = blocking_.strips.Begin(strip_begin);
@@ -347,17 +383,19 @@ class BatchedProduct {
     for (int64_t block = 0; block < phase.blocks.pieces; ++block) {
       const int64_t k = phase.blocks.Size(block);
       const int64_t k_begin = phase.k_begin + phase.blocks.Begin(block);
+      const int64_t steps = kernels_.Steps(k);
+      PackPieces(kernels_.pack_strip,
+                 {At(a_, (a_begin + k_begin * p_.a.col_stride) * sizes_.storage), p_.a.row_stride,
+                  p_.a.col_stride, p_.a.conjugate, p_.m, k, p_.k - k_begin},
+                 sizes_.storage, blocking_.strips, strip_begin, strip_end, strip_step_bytes(),
+                 kernels_, scratch);
       for (int64_t strip = strip_begin; strip < strip_end; ++strip) {
         const int64_t row = blocking_.strips.Begin(strip);
         const int64_t rows = blocking_.strips.Size(strip);
-        const int64_t a = a_begin + row * p_.a.row_stride + k_begin * p_.a.col_stride;
-        kernels_.pack_strip(
-            {At(a_, a * sizes_.storage), p_.a.row_stride, p_.a.col_stride, p_.a.conjugate, rows, k},
-            scratch);
-        const Sums sums = SumsAt(matrix, phase, row, first_row, column, scratch + strip_bytes_);
+        const Sums sums = SumsAt(matrix, phase, row, first_row, column, scratch + strips_bytes_);
         MicroTile tile;
-        tile.k = k * sizes_.parts;
-        tile.a = scratch;
+        tile.steps = steps;
+        tile.a = scratch + (strip - strip_begin) * steps * strip_step_bytes();
         tile.alpha = alpha_;
         tile.adds = !phase.first || block > 0;
         tile.c_stride = sums.stride;
@@ -411,7 +449,7 @@ class BatchedProduct {
   char* scratch_ = nullptr;
   int64_t packed_bytes_ = 0;
   int64_t sums_bytes_ = 0;
-  int64_t strip_bytes_ = 0;
+  int64_t strips_bytes_ = 0;
   int64_t tile_bytes_ = 0;
 };
 

@@ -18,6 +18,9 @@ namespace stopgrad::cpu {
 //   (Im C) = (Im A   Re A) (Im B),
 // where the two rows that an element of A fills lie next to each other, and so do those of C.
 
+// bfloat16 is multiplied by the processor's own instructions where it has them. These add the
+// products of two steps of k at a time, so there a row of a packed piece holds pairs.
+
 // A piece of a factor where it lies. Element (i, l), i across the strip or panel and l along k, is
 // at i * stride + l * k_stride; one of the two strides is 1.
 struct PackSource {
@@ -25,8 +28,9 @@ struct PackSource {
   int64_t stride;
   int64_t k_stride;
   bool conjugate;
-  int64_t count;  // of i, at most the width
-  int64_t k;
+  int64_t count;   // of i, at most the width
+  int64_t k;       // of l
+  int64_t k_left;  // of l up to the matrix's end, at least k: all that may be read
 };
 
 // Packs a piece. What stands between `count` and the width is never a result's business: zeros or
@@ -37,7 +41,7 @@ using PackLoop = void (*)(const PackSource& source, void* packed);
 // strip; B's rows are b_stride apart, so it can be a panel or a matrix as it lies, and are read in
 // whole vectors; of C's, `cols` elements are written.
 struct MicroTile {
-  int64_t k;
+  int64_t steps;  // rows of the packed strip
   const void* a;
   const void* b;
   int64_t b_stride;
@@ -55,12 +59,16 @@ inline constexpr int kMostVectors = 2;
 // The kernels of one dtype on one instruction set.
 struct GemmKernels {
   int rows;   // real rows of the largest micro-tile
-  int lanes;  // real numbers in a vector
+  int lanes;  // sums in a vector
   int strip_width;
   int panel_width;
+  int element_size;    // of a packed piece
+  int steps_of_two_k;  // rows of a packed piece for two of k: 1 of pairs, 2, or 4 of complex parts
   PackLoop pack_strip;
   PackLoop pack_panel;
   MultiplyLoop multiply[kMostRows][kMostVectors];  // [rows - 1][vectors - 1]
+
+  int64_t Steps(int64_t k) const { return (k * steps_of_two_k + 1) / 2; }
 };
 
 struct GemmKernelTable {

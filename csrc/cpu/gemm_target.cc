@@ -4,6 +4,10 @@
 #include <type_traits>
 #include <utility>
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #include "core/dtype.h"
 #include "cpu/gemm_kernels.h"
 #include "cpu/storage.h"
@@ -42,17 +46,10 @@ struct VectorOf {
 template <typename T>
 using Vector = typename VectorOf<T>::Type;
 
-// Widens 16-bit types: the loop is short enough for the compiler to make it vector code.
-template <typename T, typename Storage>
-Vector<T> LoadVector(const Storage* from) {
+template <typename T>
+Vector<T> LoadVector(const T* from) {
   Vector<T> vector;
-  if constexpr (std::is_same_v<Storage, T>) {
-    std::memcpy(&vector, from, sizeof vector);
-  } else {
-    T wide[VectorOf<T>::kLanes];
-    for (int i = 0; i < VectorOf<T>::kLanes; ++i) wide[i] = ToFloat(from[i]);
-    std::memcpy(&vector, wide, sizeof vector);
-  }
+  std::memcpy(&vector, from, sizeof vector);
   return vector;
 }
 
@@ -61,22 +58,98 @@ void StoreVector(const Vector<T>& vector, T* to) {
   std::memcpy(to, &vector, sizeof vector);
 }
 
-template <typename T, int rows, int vectors>
+#ifdef __F16C__
+inline Vector<float> WidenHalf(const Half* from) {
+#ifdef __AVX512F__
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  // All lanes; without a mask, GCC warns of what its own header does.
+  return (Vector<float>)_mm512_maskz_cvtph_ps(0xffff, half);
+#else
+  return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#endif
+}
+#endif
+
+// What is packed and how it is multiplied, for each way there is of doing that: a row of a packed
+// piece holds `Packed` numbers, each made of kDepth elements along k.
+template <typename Storage, typename T>
+struct OneByOne {
+  using Packed = T;
+  using Sum = T;
+  static constexpr int kDepth = 1;
+
+  // That of `left` elements along k.
+  static T Pack(const Storage* from, int64_t /*k_stride*/, int64_t /*left*/) { return Load(*from); }
+  // Those of neighbours across k, one element apart. 16-bit types are widened: the loop is short
+  // enough for the compiler to make it vector code.
+  static Vector<T> PackAcross(const Storage* from, int64_t /*k_stride*/) {
+    if constexpr (std::is_same_v<Storage, T>) {
+      return LoadVector(from);
+#ifdef __F16C__
+    } else if constexpr (std::is_same_v<Storage, Half>) {
+      return WidenHalf(from);
+#endif
+    } else {
+      T wide[VectorOf<T>::kLanes];
+      for (int i = 0; i < VectorOf<T>::kLanes; ++i) wide[i] = Load(from[i]);
+      return LoadVector(wide);
+    }
+  }
+  // Those of neighbours along k, one element apart.
+  static Vector<T> PackAlong(const Storage* from) { return PackAcross(from, 1); }
+
+  static void MultiplyAdd(T a, const Vector<T>& b, Vector<T>* sum) { *sum += a * b; }
+};
+
+#ifdef __AVX512BF16__
+struct PairsOfBFloat16 {
+  using Packed = uint32_t;
+  using Sum = float;
+  static constexpr int kDepth = 2;
+
+  static uint32_t Pair(BFloat16 first, BFloat16 second) {
+    return first.bits | static_cast<uint32_t>(second.bits) << 16;
+  }
+  static uint32_t Pack(const BFloat16* from, int64_t k_stride, int64_t left) {
+    return Pair(from[0], left > 1 ? from[k_stride] : BFloat16{0});
+  }
+  static Vector<uint32_t> PackAcross(const BFloat16* from, int64_t k_stride) {
+    uint32_t pairs[VectorOf<uint32_t>::kLanes];
+    for (int i = 0; i < VectorOf<uint32_t>::kLanes; ++i)
+      pairs[i] = Pair(from[i], from[k_stride + i]);
+    return LoadVector(pairs);
+  }
+  static Vector<uint32_t> PackAlong(const BFloat16* from) {
+    Vector<uint32_t> pairs;
+    std::memcpy(&pairs, from, sizeof pairs);
+    return pairs;
+  }
+
+  static void MultiplyAdd(uint32_t a, const Vector<uint32_t>& b, Vector<float>* sum) {
+    const Vector<uint32_t> pair = a - Vector<uint32_t>{};
+    *sum = (Vector<float>)_mm512_dpbf16_ps((__m512)*sum, (__m512bh)pair, (__m512bh)b);
+  }
+};
+#endif
+
+template <typename Arithmetic, int rows, int vectors>
 void Multiply(const MicroTile& tile) {
+  using T = typename Arithmetic::Sum;
+  using Packed = typename Arithmetic::Packed;
   constexpr int kLanes = VectorOf<T>::kLanes;
   Vector<T> sums[rows][vectors] = {};
-  const T* a = static_cast<const T*>(tile.a);
-  const T* b = static_cast<const T*>(tile.b);
-  for (int64_t l = 0; l < tile.k; ++l) {
-    Vector<T> b_row[vectors];
+  const auto* a = static_cast<const Packed*>(tile.a);
+  const auto* b = static_cast<const Packed*>(tile.b);
+  for (int64_t step = 0; step < tile.steps; ++step) {
+    Vector<Packed> b_row[vectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) b_row[v] = LoadVector<T>(b + v * kLanes);
+    for (int v = 0; v < vectors; ++v) b_row[v] = LoadVector(b + v * kLanes);
 #pragma GCC unroll 14
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) sums[i][v] += a[i] * b_row[v];
+      for (int v = 0; v < vectors; ++v) Arithmetic::MultiplyAdd(a[i], b_row[v], &sums[i][v]);
     }
-    a += VectorOf<T>::kStripWidth;
+    a += VectorOf<Packed>::kStripWidth;
     b += tile.b_stride;
   }
   const T alpha = static_cast<T>(tile.alpha);
@@ -88,7 +161,7 @@ void Multiply(const MicroTile& tile) {
       for (int v = 0; v < vectors; ++v) {
         T* const to = c + i * tile.c_stride + v * kLanes;
         const Vector<T> product = alpha * sums[i][v];
-        StoreVector<T>(tile.adds ? LoadVector<T>(to) + product : product, to);
+        StoreVector<T>(tile.adds ? LoadVector(to) + product : product, to);
       }
     }
   } else {
@@ -109,80 +182,83 @@ void Multiply(const MicroTile& tile) {
   }
 }
 
-// rows[i][j] <-> rows[j][i]: in each round, pairs of rows change their off-diagonal blocks.
-template <typename T>
-void Transpose(Vector<T>* rows) {
-  constexpr int kLanes = VectorOf<T>::kLanes;
+// first and second with their off-diagonal blocks changed: of every pair of blocks, the upper
+// result has the even ones of both and the lower result the odd ones. The indices are constants of
+// the initializer, which GCC makes single instructions of.
+template <typename T, int block, size_t... j>
+[[gnu::always_inline]] inline void ChangeBlocks(Vector<T>* first, Vector<T>* second,
+                                                std::index_sequence<j...>) {
   using Indices = typename VectorOf<T>::Indices;
-#pragma GCC unroll 4
-  for (int block = 1; block < kLanes; block *= 2) {
-    Indices upper;
-    Indices lower;
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) {
-      upper[j] = j & block ? kLanes + j - block : j;
-      lower[j] = j & block ? kLanes + j : j + block;
-    }
+  constexpr size_t kLanes = sizeof...(j);
+  const Vector<T> upper = *first;
+  const Vector<T> lower = *second;
+  *first = __builtin_shuffle(upper, lower, Indices{(j & block ? kLanes + j - block : j)...});
+  *second = __builtin_shuffle(upper, lower, Indices{(j & block ? kLanes + j : j + block)...});
+}
+
+// rows[i][j] <-> rows[j][i]: in each round, pairs of rows change blocks of twice the size.
+template <typename T, int block = 1>
+[[gnu::always_inline]] inline void Transpose(Vector<T>* rows) {
+  constexpr int kLanes = VectorOf<T>::kLanes;
+  if constexpr (block < kLanes) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) {
       if (i & block) continue;
-      const Vector<T> first = rows[i];
-      const Vector<T> second = rows[i + block];
-      rows[i] = __builtin_shuffle(first, second, upper);
-      rows[i + block] = __builtin_shuffle(first, second, lower);
+      ChangeBlocks<T, block>(rows + i, rows + i + block, std::make_index_sequence<kLanes>());
     }
+    Transpose<T, 2 * block>(rows);
   }
 }
 
-template <typename Storage, typename T, int width>
+template <typename Arithmetic, typename Storage, int width>
 void Pack(const PackSource& source, void* packed) {
-  constexpr int kLanes = VectorOf<T>::kLanes;
+  using Packed = typename Arithmetic::Packed;
+  constexpr int kLanes = VectorOf<Packed>::kLanes;
+  constexpr int kDepth = Arithmetic::kDepth;
   const auto* from = static_cast<const Storage*>(source.data);
-  T* to = static_cast<T*>(packed);
-  const auto pack_steps = [&](int64_t begin, int64_t end) {
-    for (int64_t l = begin; l < end; ++l) {
-      for (int i = 0; i < width; ++i) {
-        to[l * width + i] =
-            i < source.count ? Load(from[i * source.stride + l * source.k_stride]) : T(0);
-      }
-    }
-  };
+  auto* to = static_cast<Packed*>(packed);
+  const int64_t step_stride = kDepth * source.k_stride;
+
+  int64_t whole = 0;  // steps packed in whole vectors
   if (source.stride == 1) {
-    // Whole vectors, also where the piece is narrower: they end in the matrix's next row, which all
-    // but the last one have.
-    int64_t whole = source.k;
-    if (source.count < width) whole = source.k_stride < width ? 0 : source.k - 1;
-    for (int64_t l = 0; l < whole; ++l) {
+    // Where the piece is narrower, vectors end in the matrix's next rows.
+    const int64_t beyond = width - source.count;
+    const int64_t rows_beyond = (beyond + source.k_stride - 1) / source.k_stride;
+    const int64_t left = source.k_left - rows_beyond;
+    whole = left <= 0 ? 0 : (left < source.k ? left : source.k) / kDepth;
+    for (int64_t step = 0; step < whole; ++step) {
 #pragma GCC unroll 16
       for (int i = 0; i < width; i += kLanes) {
-        StoreVector<T>(LoadVector<T>(from + l * source.k_stride + i), to + l * width + i);
+        StoreVector<Packed>(Arithmetic::PackAcross(from + step * step_stride + i, source.k_stride),
+                            to + step * width + i);
       }
     }
-    pack_steps(whole > 0 ? whole : 0, source.k);
-    return;
-  }
-  const int64_t whole = source.k_stride == 1 ? source.k / kLanes * kLanes : 0;
-  for (int64_t l = 0; l < whole; l += kLanes) {
-    for (int first = 0; first < width; first += kLanes) {
-      Vector<T> rows[kLanes];
-      if (first + kLanes <= source.count) {
+  } else if (source.k_stride == 1) {
+    whole = source.k / (kLanes * kDepth) * kLanes;
+    for (int64_t step = 0; step < whole; step += kLanes) {
+      for (int first = 0; first < width; first += kLanes) {
+        Vector<Packed> rows[kLanes] = {};
+        const Storage* row = from + first * source.stride + step * kDepth;
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) {
-          rows[i] = LoadVector<T>(from + (first + i) * source.stride + l);
+        for (int i = 0; i < kLanes; ++i, row += source.stride) {
+          if (first + i < source.count) rows[i] = Arithmetic::PackAlong(row);
         }
-      } else {
+        Transpose<Packed>(rows);
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) {
-          rows[i] = first + i < source.count ? LoadVector<T>(from + (first + i) * source.stride + l)
-                                             : Vector<T>{};
+          StoreVector<Packed>(rows[i], to + (step + i) * width + first);
         }
       }
-      Transpose<T>(rows);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) StoreVector<T>(rows[i], to + (l + i) * width + first);
     }
   }
-  pack_steps(whole, source.k);
+  for (int64_t step = whole; step * kDepth < source.k; ++step) {
+    for (int i = 0; i < width; ++i) {
+      to[step * width + i] = i < source.count
+                                 ? Arithmetic::Pack(from + i * source.stride + step * step_stride,
+                                                    source.k_stride, source.k - step * kDepth)
+                                 : Packed(0);
+    }
+  }
 }
 
 template <typename T>
@@ -220,41 +296,59 @@ void PackComplexPanel(const PackSource& source, void* packed) {
   }
 }
 
-template <typename T, int rows, size_t... vectors>
+template <typename Arithmetic, int rows, size_t... vectors>
 constexpr void FillVectors(GemmKernels* kernels, std::index_sequence<vectors...>) {
-  ((kernels->multiply[rows - 1][vectors] = Multiply<T, rows, vectors + 1>), ...);
+  ((kernels->multiply[rows - 1][vectors] = Multiply<Arithmetic, rows, vectors + 1>), ...);
 }
-template <typename T, size_t... rows>
+template <typename Arithmetic, size_t... rows>
 constexpr void FillRows(GemmKernels* kernels, std::index_sequence<rows...>) {
-  (FillVectors<T, rows + 1>(kernels, std::make_index_sequence<kMostVectors>()), ...);
+  (FillVectors<Arithmetic, rows + 1>(kernels, std::make_index_sequence<kMostVectors>()), ...);
 }
 
-template <typename Traits>
-constexpr GemmKernels MakeKernels() {
-  using Storage = typename Traits::Storage;
-  using T = RealOf<typename Traits::Accumulator>;
-  using V = VectorOf<T>;
+template <typename Arithmetic>
+constexpr GemmKernels MakeKernels(PackLoop pack_strip, PackLoop pack_panel, int steps_of_two_k) {
+  using Packed = typename Arithmetic::Packed;
+  using V = VectorOf<Packed>;
   GemmKernels kernels = {};
   kernels.rows = kRows;
   kernels.lanes = V::kLanes;
   kernels.strip_width = V::kStripWidth;
   kernels.panel_width = V::kPanelWidth;
-  if constexpr (Traits::kComplex) {
-    kernels.pack_strip = PackComplexStrip<T>;
-    kernels.pack_panel = PackComplexPanel<T>;
-  } else {
-    kernels.pack_strip = Pack<Storage, T, V::kStripWidth>;
-    kernels.pack_panel = Pack<Storage, T, V::kPanelWidth>;
-  }
-  FillRows<T>(&kernels, std::make_index_sequence<kRows>());
+  kernels.element_size = sizeof(Packed);
+  kernels.steps_of_two_k = steps_of_two_k;
+  kernels.pack_strip = pack_strip;
+  kernels.pack_panel = pack_panel;
+  FillRows<Arithmetic>(&kernels, std::make_index_sequence<kRows>());
   return kernels;
+}
+
+template <typename Arithmetic, typename Storage>
+constexpr GemmKernels MakeRealKernels() {
+  using V = VectorOf<typename Arithmetic::Packed>;
+  return MakeKernels<Arithmetic>(Pack<Arithmetic, Storage, V::kStripWidth>,
+                                 Pack<Arithmetic, Storage, V::kPanelWidth>, 2 / Arithmetic::kDepth);
+}
+
+template <typename Traits>
+constexpr GemmKernels MakeKernelsOf() {
+  using Storage = typename Traits::Storage;
+  using T = RealOf<typename Traits::Accumulator>;
+  if constexpr (Traits::kComplex) {
+    return MakeKernels<OneByOne<T, T>>(PackComplexStrip<T>, PackComplexPanel<T>, 4);
+#ifdef __AVX512BF16__
+  } else if constexpr (std::is_same_v<Storage, BFloat16>) {
+    return MakeRealKernels<PairsOfBFloat16, Storage>();
+#endif
+  } else {
+    return MakeRealKernels<OneByOne<Storage, T>, Storage>();
+  }
 }
 
 constexpr GemmKernelTable MakeTable() {
   GemmKernelTable table = {};
   for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
     VisitDType(static_cast<DType>(dtype),
-               [&](auto traits) { table.of[dtype] = MakeKernels<decltype(traits)>(); });
+               [&](auto traits) { table.of[dtype] = MakeKernelsOf<decltype(traits)>(); });
   }
   return table;
 }

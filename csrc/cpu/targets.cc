@@ -1,5 +1,9 @@
 #include "cpu/targets.h"
 
+#ifdef STOPGRAD_HAVE_AVX2
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -14,26 +18,31 @@ namespace stopgrad::cpu {
   extern const GemmKernelTable gemm;         \
   }
 STOPGRAD_DECLARE_TARGET(baseline)
-#ifdef STOPGRAD_X86_TARGETS
 STOPGRAD_DECLARE_TARGET(avx2)
 STOPGRAD_DECLARE_TARGET(avx512)
-#endif
+STOPGRAD_DECLARE_TARGET(avx512_bf16)
 
 namespace {
 
 // The best target that the processor supports; or the one that STOPGRAD_INSTRUCTION_SET names, so
 // that all of them can be tested on one machine.
 Target Choose() {
-#ifdef STOPGRAD_X86_TARGETS
+#ifdef STOPGRAD_HAVE_AVX2
   __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool has_f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c;
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512cd") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
   const Target targets[] = {
-#ifdef STOPGRAD_X86_TARGETS
+#ifdef STOPGRAD_HAVE_AVX512_BF16
+      {"avx512_bf16", &avx512::elementwise, &avx512_bf16::gemm,
+       has_avx512 && __builtin_cpu_supports("avx512bf16")},
+#endif
+#ifdef STOPGRAD_HAVE_AVX2
       {"avx512", &avx512::elementwise, &avx512::gemm, has_avx512},
       {"avx2", &avx2::elementwise, &avx2::gemm, has_avx2},
 #endif

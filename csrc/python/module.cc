@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -43,23 +42,17 @@ void ThrowIfError(const Status& status) {
   }
 }
 
-// Threads that live as long as one ParallelFor: enough to test that results do not depend on them.
+// A thread for every task: enough to test that results do not depend on them.
 class ThreadsHost : public Host {
  public:
   explicit ThreadsHost(int threads) : threads_(threads) {}
+  ~ThreadsHost() override {
+    for (std::thread& thread : others_) thread.join();
+  }
 
   int threads() const override { return threads_; }
 
-  void ParallelFor(int64_t count, const std::function<void(int64_t)>& task) override {
-    std::atomic<int64_t> next{0};
-    const auto work = [&] {
-      for (int64_t i; (i = next.fetch_add(1)) < count;) task(i);
-    };
-    std::vector<std::thread> others;
-    for (int64_t i = 1; i < std::min<int64_t>(threads_, count); ++i) others.emplace_back(work);
-    work();
-    for (std::thread& thread : others) thread.join();
-  }
+  void Schedule(std::function<void()> task) override { others_.emplace_back(std::move(task)); }
 
   void* Allocate(size_t bytes) override {
     // aligned_alloc wants a multiple of the alignment.
@@ -70,6 +63,7 @@ class ThreadsHost : public Host {
 
  private:
   int threads_;
+  std::vector<std::thread> others_;
   std::vector<std::unique_ptr<void, void (*)(void*)>> blocks_;
 };
 

@@ -1,10 +1,10 @@
 // CPU kernels of the ops: from TensorFlow's tensors to pointers and sizes, and back.
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/fused_matmul.h"
-#include "tensorflow/compat.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
@@ -30,10 +30,8 @@ class TensorFlowHost : public Host {
 
   int threads() const override { return workers_.num_threads; }
 
-  void ParallelFor(int64_t count, const std::function<void(int64_t)>& task) override {
-    workers_.workers->ParallelFor(count, OneByOne(), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) task(i);
-    });
+  void Schedule(std::function<void()> task) override {
+    workers_.workers->Schedule(std::move(task));
   }
 
   void* Allocate(size_t bytes) override {

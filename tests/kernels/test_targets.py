@@ -19,7 +19,7 @@ TESTS = (
 
 
 @pytest.mark.parametrize("file", TESTS)
-@pytest.mark.parametrize("target", ["baseline", "avx2"])
+@pytest.mark.parametrize("target", ["baseline", "avx2", "avx512"])
 def test_kernels_of_every_target_pass_the_same_tests(target: str, file: str) -> None:
     """The best target that the machine has is the one that all other tests run on."""
     folder = Path(__file__).parent
