@@ -16,9 +16,10 @@ Status FusedMatMul(const MatMulProblem& problem, Activation activation,
                    const ForwardTensors& tensors, Host& host) {
   const Product product = ForwardProduct(problem);
   const Epilogue epilogue{activation, tensors.bias, tensors.z};
-  const Status status =
-      Gemm(problem.dtype, product, 1, tensors.a, tensors.b, tensors.y, epilogue, host);
   const int64_t flops = product.Flops(IsComplex(problem.dtype));
+  Work work(host, flops);
+  AddProduct(problem.dtype, product, 1, tensors.a, tensors.b, tensors.y, epilogue, &work);
+  const Status status = work.Run();
   if (status.ok() && flops > 0) CountProduct(Pass::kForward, flops);
   return status;
 }
@@ -28,25 +29,31 @@ namespace {
 // Sums of this many rows are added in the accumulator type, sums of those in double: short chains
 // of roundings, and the same ones whatever the number of threads.
 constexpr int64_t kRowsPerSum = 64;
-constexpr int64_t kRowsPerTask = 16 * kRowsPerSum;
 constexpr int64_t kColsPerTask = 1024;
+
+// Few rows are divided among the threads, many leave few sums to be added at the end.
+int64_t RowsPerTask(int64_t rows) {
+  return std::clamp<int64_t>(rows / 64 / kRowsPerSum, 2, 16) * kRowsPerSum;
+}
 
 template <typename Accumulator>
 using WideSum =
     std::conditional_t<std::is_floating_point_v<Accumulator>, double, std::complex<double>>;
 
-// The one pass over dY. Tasks are blocks of rows and columns; where dBias is needed each leaves its
-// column sums in a row of `partial`, and these are added in order at the end.
+// Adds the one pass over dY. Its jobs are blocks of rows and columns; where dBias is needed each
+// leaves its column sums in a row of `partial`, and these are added in order at the end.
 template <typename Traits>
-Status PassOverDy(DType dtype, int64_t rows, int64_t cols, Activation activation, double bias_scale,
-                  const BackwardTensors& tensors, void* dz_data, bool sums_bias, Host& host) {
+Status AddPassOverDy(DType dtype, int64_t rows, int64_t cols, Activation activation,
+                     double bias_scale, const BackwardTensors& tensors, void* dz_data,
+                     bool sums_bias, Host& host, Work* work) {
   using Storage = typename Traits::Storage;
   using Accumulator = typename Traits::Accumulator;
   using Sum = WideSum<Accumulator>;
   const ActivationGradientLoop loop =
       GetTarget()
           .elementwise->activation_gradient[static_cast<int>(dtype)][static_cast<int>(activation)];
-  const int64_t row_blocks = CeilDiv(rows, kRowsPerTask);
+  const int64_t rows_per_task = RowsPerTask(rows);
+  const int64_t row_blocks = CeilDiv(rows, rows_per_task);
   const int64_t col_blocks = CeilDiv(cols, kColsPerTask);
   Sum* partial = nullptr;
   if (sums_bias) {
@@ -60,15 +67,15 @@ Status PassOverDy(DType dtype, int64_t rows, int64_t cols, Activation activation
   const auto* saved = static_cast<const Storage*>(tensors.saved);
   auto* dz = static_cast<Storage*>(dz_data);
 
-  const auto run_block = [&](int64_t block) {
+  const auto run_block = [=](int64_t block) {
     const int64_t row_block = block / col_blocks;
     const int64_t col = block % col_blocks * kColsPerTask;
     const int64_t block_cols = std::min(kColsPerTask, cols - col);
-    const int64_t row_end = std::min(rows, (row_block + 1) * kRowsPerTask);
+    const int64_t row_end = std::min(rows, (row_block + 1) * rows_per_task);
     Accumulator sums[kColsPerTask];
     Sum* block_sums = sums_bias ? partial + row_block * cols + col : nullptr;
     if (sums_bias) std::fill_n(block_sums, block_cols, Sum(0));
-    for (int64_t row = row_block * kRowsPerTask; row < row_end; row += kRowsPerSum) {
+    for (int64_t row = row_block * rows_per_task; row < row_end; row += kRowsPerSum) {
       const int64_t offset = row * cols + col;
       if (sums_bias) std::fill_n(sums, block_cols, Accumulator(0));
       loop(dy + offset, saved ? saved + offset : nullptr, dz ? dz + offset : nullptr,
@@ -77,16 +84,17 @@ Status PassOverDy(DType dtype, int64_t rows, int64_t cols, Activation activation
       for (int64_t j = 0; j < block_cols; ++j) block_sums[j] += Sum(sums[j]);
     }
   };
-  const int64_t elements_per_block = std::min(rows, kRowsPerTask) * std::min(cols, kColsPerTask);
-  ParallelRanges(host, row_blocks * col_blocks,
-                 CeilDiv(kMinElementsPerTask, std::max<int64_t>(1, elements_per_block)),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t block = begin; block < end; ++block) run_block(block);
-                 });
+  const int64_t elements_per_block = std::min(rows, rows_per_task) * std::min(cols, kColsPerTask);
+  work->AddRanges(row_blocks * col_blocks,
+                  CeilDiv(kMinElementsPerTask, std::max<int64_t>(1, elements_per_block)),
+                  [run_block](int64_t begin, int64_t end) {
+                    for (int64_t block = begin; block < end; ++block) run_block(block);
+                  });
+  if (!sums_bias) return Status();
 
-  if (sums_bias) {
-    auto* dbias = static_cast<Storage*>(tensors.dbias);
-    for (int64_t j = 0; j < cols; ++j) {
+  auto* dbias = static_cast<Storage*>(tensors.dbias);
+  work->AddRanges(cols, kMinElementsPerTask, [=](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
       Sum sum(0);
       for (int64_t block = 0; block < row_blocks; ++block) sum += partial[block * cols + j];
       const auto value = static_cast<Accumulator>(sum * bias_scale);
@@ -96,22 +104,22 @@ Status PassOverDy(DType dtype, int64_t rows, int64_t cols, Activation activation
         FromFloat(value, &dbias[j]);
       }
     }
-  }
+  });
   return Status();
 }
 
-Status RunProduct(const GradientProduct& planned, const MatMulProblem& problem, const void* a,
-                  const void* b, void* c, int64_t elements, Host& host) {
-  if (!planned.runs) {
-    std::memset(c, 0, elements * SizeOf(problem.dtype));
-    return Status();
+// What a run of the product will count as.
+int64_t Flops(const GradientProduct& planned, DType dtype) {
+  return planned.runs ? planned.product.Flops(IsComplex(dtype)) : 0;
+}
+
+void AddGradient(const GradientProduct& planned, DType dtype, const void* a, const void* b, void* c,
+                 int64_t elements, Work* work) {
+  if (planned.runs) {
+    AddProduct(dtype, planned.product, planned.alpha, a, b, c, Epilogue(), work);
+  } else {
+    std::memset(c, 0, elements * SizeOf(dtype));
   }
-  const Status status =
-      Gemm(problem.dtype, planned.product, planned.alpha, a, b, c, Epilogue(), host);
-  if (status.ok()) {
-    CountProduct(Pass::kBackward, planned.product.Flops(IsComplex(problem.dtype)));
-  }
-  return status;
 }
 
 }  // namespace
@@ -122,6 +130,10 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
   const GradientNeeds needs{tensors.da != nullptr, tensors.db != nullptr, tensors.dbias != nullptr,
                             tensors.dz != nullptr};
   const GradientPlan plan = MakePlan(problem, activation, needs, scales);
+  const int64_t flops[] = {Flops(plan.a, dtype), Flops(plan.b, dtype)};
+  const int64_t pass_flops =
+      plan.pass_over_dy ? rows * cols * (kMinFlopsPerTask / kMinElementsPerTask) : 0;
+  Work work(host, flops[0] + flops[1] + pass_flops);
 
   const void* dz = tensors.dy;  // what the products read
   if (plan.pass_over_dy) {
@@ -138,8 +150,8 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
     const Status status = VisitDType(dtype, [&](auto traits) {
       using Traits = decltype(traits);
       if constexpr (Traits::kGradients) {
-        return PassOverDy<Traits>(dtype, rows, cols, activation, scales.bias, tensors, written_dz,
-                                  plan.sums_bias, host);
+        return AddPassOverDy<Traits>(dtype, rows, cols, activation, scales.bias, tensors,
+                                     written_dz, plan.sums_bias, host, &work);
       } else {
         return InvalidArgument("integers have no gradient");
       }
@@ -148,14 +160,15 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
   }
   if (needs.bias && !plan.sums_bias) std::memset(tensors.dbias, 0, cols * SizeOf(dtype));
   if (needs.a) {
-    const int64_t elements = NumElements(problem->shape_a);
-    const Status status = RunProduct(plan.a, *problem, dz, tensors.b, tensors.da, elements, host);
-    if (!status.ok()) return status;
+    AddGradient(plan.a, dtype, dz, tensors.b, tensors.da, NumElements(problem->shape_a), &work);
   }
   if (needs.b) {
-    const int64_t elements = NumElements(problem->shape_b);
-    const Status status = RunProduct(plan.b, *problem, tensors.a, dz, tensors.db, elements, host);
-    if (!status.ok()) return status;
+    AddGradient(plan.b, dtype, tensors.a, dz, tensors.db, NumElements(problem->shape_b), &work);
+  }
+  const Status status = work.Run();
+  if (!status.ok()) return status;
+  for (int64_t count : flops) {
+    if (count > 0) CountProduct(Pass::kBackward, count);
   }
   return Status();
 }

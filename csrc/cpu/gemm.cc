@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <string>
+#include <memory>
 #include <vector>
 
 #include "cpu/parallel.h"
@@ -27,6 +27,7 @@ constexpr int64_t kPanelBytes = 4 << 20;
 constexpr int64_t kLongestPass = 8192;
 // Pieces of k are whole vectors of steps, of pairs as well.
 constexpr int64_t kStepOfK = 32;
+constexpr int64_t kPiecesOfSplitTile = 4;
 // With fewer strips, packing B costs more than it saves.
 constexpr int64_t kFewestStripsToPack = 3;
 // Where a matrix's rows lie across strips or panels, so many of its rows are packed at a time, and
@@ -102,6 +103,7 @@ struct Blocking {
   int64_t longest_block;
   int64_t strips_per_tile;
   int64_t panels_per_tile;
+  int64_t split_tiles;  // so many of the last ones are done in pieces
 };
 
 Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, const Product& p,
@@ -139,8 +141,10 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
   }
   strips_per_tile = InPiecesOfAtMost(strips_per_tile, strips.pieces).size;
   panels_per_tile = InPiecesOfAtMost(panels_per_tile, ranges.size).size;
-  return {strips,        passes,        panels,          ranges,
-          packed_panels, longest_block, strips_per_tile, panels_per_tile};
+  // What remains when the first thread finds nothing more to do is one tile for each of the others.
+  const int64_t split_tiles = workers > 1 ? workers : 0;
+  return {strips,        passes,          panels,          ranges,     packed_panels,
+          longest_block, strips_per_tile, panels_per_tile, split_tiles};
 }
 
 const char* At(const void* data, int64_t bytes) { return static_cast<const char*>(data) + bytes; }
@@ -176,7 +180,7 @@ void PackPieces(PackLoop pack, const PackSource& source, int64_t storage, const 
 class BatchedProduct {
  public:
   BatchedProduct(DType dtype, const Product& product, double alpha, const void* a, const void* b,
-                 void* c, const Epilogue& epilogue)
+                 void* c, const Epilogue& epilogue, int64_t workers)
       : kernels_(GetTarget().gemm->of[static_cast<int>(dtype)]),
         sizes_(SizesOf(dtype)),
         epilogue_loop_(GetTarget().elementwise->epilogue[static_cast<int>(dtype)]
@@ -192,40 +196,41 @@ class BatchedProduct {
     terms_ = p_.terms();
     if (terms_ == 0 || alpha == 0) p_.k = 0;  // nothing is read, and the sums are zeros
     terms_ = std::max<int64_t>(1, terms_);
+
+    // Each matrix by one thread where there are enough of them, else all threads on each.
+    const int64_t outputs = p_.outputs();
+    whole_matrices_ = outputs >= 2 * workers;
+    const int64_t flops = p_.Flops(sizes_.parts == 2) / outputs;
+    blocking_ = ChooseBlocking(
+        kernels_, sizes_, p_,
+        whole_matrices_ ? 1 : std::clamp<int64_t>(flops / kMinFlopsPerTask, 1, workers));
+    DivideScratch(workers);
   }
 
-  Status Run(Host& host) {
-    const int64_t outputs = p_.outputs();
-    const int64_t flops = p_.Flops(sizes_.parts == 2);
-    const int64_t workers =
-        std::clamp<int64_t>(flops / kMinFlopsPerTask, 1, std::max(1, host.threads()));
-    // Each matrix by one thread where there are enough of them, else all threads on each.
-    const bool whole_matrices = outputs >= 2 * workers;
-    const int64_t workers_per_matrix =
-        whole_matrices ? 1 : std::clamp<int64_t>(flops / outputs / kMinFlopsPerTask, 1, workers);
-    blocking_ = ChooseBlocking(kernels_, sizes_, p_, workers_per_matrix);
-
-    const int64_t memories = whole_matrices ? workers : 1;
-    const Status status = Allocate(host, workers, memories);
-    if (!status.ok()) return status;
-    const std::vector<int64_t> stages = Stages();
-    if (whole_matrices) {
-      ParallelStages(host, workers, {outputs}, [&](int64_t worker, size_t, int64_t output) {
-        const Matrix matrix = MatrixAt(output, worker);
-        ParallelStages(host, 1, stages, [&](int64_t, size_t stage, int64_t job) {
-          RunJob(matrix, stage, job, Scratch(worker));
-        });
-      });
-    } else {
-      for (int64_t output = 0; output < outputs; ++output) {
-        const Matrix matrix = MatrixAt(output, 0);
-        ParallelStages(host, workers_per_matrix, stages,
-                       [&](int64_t worker, size_t stage, int64_t job) {
-                         RunJob(matrix, stage, job, Scratch(worker));
-                       });
-      }
+  static void Add(const std::shared_ptr<const BatchedProduct>& product, Work* work) {
+    const BatchedProduct& p = *product;
+    const std::vector<int64_t> stages = p.Stages();
+    const int64_t outputs = p.p_.outputs();
+    if (p.whole_matrices_) {
+      work->AddStages({outputs}, p.scratch_bytes_,
+                      [product, stages](char* scratch, int64_t worker, size_t, int64_t output) {
+                        const Matrix matrix = product->MatrixAt(scratch, output, worker);
+                        char* const own = product->WorkersOwn(scratch, worker);
+                        for (size_t stage = 0; stage < stages.size(); ++stage) {
+                          for (int64_t job = 0; job < stages[stage]; ++job) {
+                            product->RunJob(matrix, stage, job, own);
+                          }
+                        }
+                      });
+      return;
     }
-    return Status();
+    for (int64_t output = 0; output < outputs; ++output) {
+      work->AddStages(stages, p.scratch_bytes_,
+                      [product, output](char* scratch, int64_t worker, size_t stage, int64_t job) {
+                        product->RunJob(product->MatrixAt(scratch, output, 0), stage, job,
+                                        product->WorkersOwn(scratch, worker));
+                      });
+    }
   }
 
  private:
@@ -244,6 +249,8 @@ class BatchedProduct {
     int64_t term;
     int64_t k_begin;
     Division blocks;  // of the pass
+    int64_t tiles;
+    int64_t whole_tiles;  // the first ones
     bool first;
     bool last;
 
@@ -264,8 +271,7 @@ class BatchedProduct {
     for (int64_t i = 0; i < blocking_.ranges.pieces * passes(); ++i) {
       const Phase phase = PhaseAt(i);
       stages.push_back(CeilDiv(phase.packed(), panels_per_job()) * phase.blocks.pieces);
-      stages.push_back(CeilDiv(phase.panels, blocking_.panels_per_tile) *
-                       CeilDiv(blocking_.strips.pieces, blocking_.strips_per_tile));
+      stages.push_back(phase.whole_tiles + (phase.tiles - phase.whole_tiles) * kPiecesOfSplitTile);
     }
     return stages;
   }
@@ -283,12 +289,17 @@ class BatchedProduct {
     phase.k_begin = blocking_.passes.Begin(piece);
     phase.blocks =
         InPiecesOfAtMost(blocking_.longest_block, blocking_.passes.Size(piece), kStepOfK);
+    phase.tiles = CeilDiv(phase.panels, blocking_.panels_per_tile) *
+                  CeilDiv(blocking_.strips.pieces, blocking_.strips_per_tile);
+    phase.whole_tiles = std::max<int64_t>(0, phase.tiles - blocking_.split_tiles);
     phase.first = pass == 0;
     phase.last = pass == passes() - 1;
     return phase;
   }
 
-  Status Allocate(Host& host, int64_t workers, int64_t memories) {
+  // Packed panels and sums for every matrix that is being computed, packed strips and a tile for
+  // every worker.
+  void DivideScratch(int64_t workers) {
     const int64_t packed = std::min(blocking_.packed_panels, blocking_.ranges.size);
     packed_bytes_ = Aligned(packed * kernels_.Steps(blocking_.passes.size) * panel_step_bytes());
     const int64_t block = std::min(blocking_.longest_block, blocking_.passes.size);
@@ -297,23 +308,16 @@ class BatchedProduct {
     const bool needs_sums = !sums_in_c_ && passes() > 1;
     tile_bytes_ = sums_in_c_ || needs_sums ? 0 : Aligned(tile_rows * tile_width() * sizes_.real);
     sums_bytes_ = needs_sums ? Aligned(p_.m * sizes_.parts * range_width() * sizes_.real) : 0;
-    const int64_t bytes =
-        memories * (packed_bytes_ + sums_bytes_) + workers * (strips_bytes_ + tile_bytes_);
-    memory_ = host.Allocate(bytes);
-    scratch_ = At(memory_, memories * (packed_bytes_ + sums_bytes_));
-    if (memory_ != nullptr) return Status();
-    return Status(StatusCode::kResourceExhausted,
-                  "no memory (" + std::to_string(bytes) + " bytes) for a product of " +
-                      std::to_string(p_.m) + " x " + std::to_string(p_.n) + " x " +
-                      std::to_string(p_.k));
+    matrices_bytes_ = (whole_matrices_ ? workers : 1) * (packed_bytes_ + sums_bytes_);
+    scratch_bytes_ = matrices_bytes_ + workers * (strips_bytes_ + tile_bytes_);
   }
 
-  Matrix MatrixAt(int64_t output, int64_t memory) const {
-    char* const packed = At(memory_, memory * (packed_bytes_ + sums_bytes_));
+  Matrix MatrixAt(char* scratch, int64_t output, int64_t memory) const {
+    char* const packed = scratch + memory * (packed_bytes_ + sums_bytes_);
     return {OffsetsAt(output_dims_, output), packed, packed + packed_bytes_};
   }
-  char* Scratch(int64_t worker) const {
-    return At(scratch_, worker * (strips_bytes_ + tile_bytes_));
+  char* WorkersOwn(char* scratch, int64_t worker) const {
+    return scratch + matrices_bytes_ + worker * (strips_bytes_ + tile_bytes_);
   }
 
   void RunJob(const Matrix& matrix, size_t stage, int64_t job, char* scratch) const {
@@ -368,13 +372,35 @@ class BatchedProduct {
             tile_width()};
   }
 
+  // A part of C that one thread computes.
+  struct Tile {
+    int64_t strip_begin;
+    int64_t strip_end;
+    int64_t panel_begin;
+    int64_t panel_end;
+  };
+
+  Tile TileAt(const Phase& phase, int64_t job) const {
+    const int64_t split = job - phase.whole_tiles;
+    const int64_t index = split < 0 ? job : phase.whole_tiles + split / kPiecesOfSplitTile;
+    const int64_t columns = CeilDiv(phase.panels, blocking_.panels_per_tile);
+    Tile tile;
+    tile.strip_begin = index / columns * blocking_.strips_per_tile;
+    tile.strip_end =
+        std::min(blocking_.strips.pieces, tile.strip_begin + blocking_.strips_per_tile);
+    tile.panel_begin = phase.first_panel + index % columns * blocking_.panels_per_tile;
+    tile.panel_end = std::min(phase.end(), tile.panel_begin + blocking_.panels_per_tile);
+    if (split >= 0) {
+      const int64_t panels = CeilDiv(tile.panel_end - tile.panel_begin, kPiecesOfSplitTile);
+      tile.panel_begin += split % kPiecesOfSplitTile * panels;
+      tile.panel_end = std::min(tile.panel_end, tile.panel_begin + panels);
+    }
+    return tile;
+  }
+
   void RunTile(const Matrix& matrix, const Phase& phase, int64_t job, char* scratch) const {
-    const int64_t tile_columns = CeilDiv(phase.panels, blocking_.panels_per_tile);
-    const int64_t strip_begin = job / tile_columns * blocking_.strips_per_tile;
-    const int64_t strip_end =
-        std::min(blocking_.strips.pieces, strip_begin + blocking_.strips_per_tile);
-    const int64_t panel_begin = phase.first_panel + job % tile_columns * blocking_.panels_per_tile;
-    const int64_t panel_end = std::min(phase.end(), panel_begin + blocking_.panels_per_tile);
+    const auto [strip_begin, strip_end, panel_begin, panel_end] = TileAt(phase, job);
+    if (panel_begin >= panel_end) return;
     const int64_t column = blocking_.panels.Begin(panel_begin);
     const int64_t columns = std::min(p_.n, blocking_.panels.Begin(panel_end)) - column;
     const int64_t first_row = blocking_.strips.Begin(strip_begin);
@@ -441,27 +467,29 @@ class BatchedProduct {
   void* const c_;
   const Epilogue epilogue_;
   const bool sums_in_c_;
+  bool whole_matrices_;
   Blocking blocking_;
 
-  // For every matrix that is being computed packed panels and sums, for every worker a packed strip
-  // and a tile.
-  void* memory_ = nullptr;
-  char* scratch_ = nullptr;
   int64_t packed_bytes_ = 0;
   int64_t sums_bytes_ = 0;
   int64_t strips_bytes_ = 0;
   int64_t tile_bytes_ = 0;
+  int64_t matrices_bytes_ = 0;
+  int64_t scratch_bytes_ = 0;
 };
 
 }  // namespace
 
-Status Gemm(DType dtype, const Product& product, double alpha, const void* a, const void* b,
-            void* c, const Epilogue& epilogue, Host& host) {
-  if (product.m == 0 || product.n == 0 || product.outputs() == 0) return Status();
+void AddProduct(DType dtype, const Product& product, double alpha, const void* a, const void* b,
+                void* c, const Epilogue& epilogue, Work* work) {
+  if (product.m == 0 || product.n == 0 || product.outputs() == 0) return;
   if (product.c.col_stride != 1) {
-    return Gemm(dtype, Transposed(product), alpha, b, a, c, epilogue, host);
+    AddProduct(dtype, Transposed(product), alpha, b, a, c, epilogue, work);
+    return;
   }
-  return BatchedProduct(dtype, product, alpha, a, b, c, epilogue).Run(host);
+  BatchedProduct::Add(std::make_shared<const BatchedProduct>(dtype, product, alpha, a, b, c,
+                                                             epilogue, work->workers()),
+                      work);
 }
 
 }  // namespace stopgrad::cpu

@@ -3,9 +3,8 @@
 
 #include "core/activation.h"
 #include "core/dtype.h"
-#include "core/host.h"
 #include "core/product.h"
-#include "core/status.h"
+#include "cpu/parallel.h"
 
 namespace stopgrad::cpu {
 
@@ -19,10 +18,10 @@ struct Epilogue {
   bool empty() const { return activation == Activation::kLinear && !bias && !z; }
 };
 
-// Runs a simplified product: C = f(alpha A B + bias). Every element of C is written, whatever was
-// there before; a sum over nothing is 0. `alpha` must be 1 for integers.
-Status Gemm(DType dtype, const Product& product, double alpha, const void* a, const void* b,
-            void* c, const Epilogue& epilogue, Host& host);
+// Adds a simplified product to the work: C = f(alpha A B + bias). Every element of C is written,
+// whatever was there before; a sum over nothing is 0. `alpha` must be 1 for integers.
+void AddProduct(DType dtype, const Product& product, double alpha, const void* a, const void* b,
+                void* c, const Epilogue& epilogue, Work* work);
 
 }  // namespace stopgrad::cpu
 
