@@ -28,6 +28,9 @@ constexpr int64_t kLongestPass = 8192;
 // Pieces of k are whole vectors of steps, of pairs as well.
 constexpr int64_t kStepOfK = 32;
 constexpr int64_t kPiecesOfSplitTile = 4;
+// A C of fewer micro-tiles is computed in slices of k, each of two blocks at least.
+constexpr int64_t kFewestMicroTiles = 32;
+constexpr int64_t kFewestBlocksPerSlice = 2;
 // With fewer strips, packing B costs more than it saves.
 constexpr int64_t kFewestStripsToPack = 3;
 // Where a matrix's rows lie across strips or panels, so many of its rows are packed at a time, and
@@ -92,8 +95,10 @@ Division InPiecesOfAtMost(int64_t most, int64_t extent, int64_t step = 1) {
 
 // How one C is computed. Its columns fall into ranges, k into passes. For every range and pass, the
 // panels are packed and then the tiles of C computed, each by one thread: strip after strip, over
-// blocks of k so short that a packed strip stays in the first cache. In which order the products of
-// an element are added follows from k alone, so results are the same on any number of threads.
+// blocks of k so short that a packed strip stays in the first cache. A small C with a long k has
+// too few tiles for many threads: there each tile is computed several times, over a slice of a
+// pass's blocks, and the slices' sums are added in the end. In which order the products of an
+// element are added follows from the sizes alone, so results are the same on any number of threads.
 struct Blocking {
   Division strips;        // of m
   Division passes;        // of k
@@ -101,6 +106,7 @@ struct Blocking {
   Division ranges;        // of the panels
   int64_t packed_panels;  // so many of the last ones are packed, the others read where they lie
   int64_t longest_block;
+  Division slices;  // of the blocks of a whole pass
   int64_t strips_per_tile;
   int64_t panels_per_tile;
   int64_t split_tiles;  // so many of the last ones are done in pieces
@@ -126,12 +132,17 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
   const int64_t longest_block =
       std::min<int64_t>(kLongestBlock, kStripBytes / (kernels.strip_width * kernels.element_size)) *
       2 / kernels.steps_of_two_k;
-  const int64_t block = InPiecesOfAtMost(longest_block, passes.size, kStepOfK).size;
+  const Division blocks = InPiecesOfAtMost(longest_block, passes.size, kStepOfK);
+  const int64_t most_slices = std::max<int64_t>(1, blocks.pieces / kFewestBlocksPerSlice);
+  const Division slices = InPiecesOf(
+      CeilDiv(blocks.pieces,
+              std::min(most_slices, CeilDiv(kFewestMicroTiles, strips.pieces * panels.pieces))),
+      blocks.pieces);
   int64_t strips_per_tile = kMostStripsPerTile;
-  int64_t panels_per_tile = std::min(kTilePanelBytes / panel_bytes(block), ranges.size);
+  int64_t panels_per_tile = std::min(kTilePanelBytes / panel_bytes(blocks.size), ranges.size);
   if (workers > 1) {
     // Several tiles for every thread, so that nobody waits long for the last one.
-    const int64_t wanted = 8 * workers;
+    const int64_t wanted = CeilDiv(8 * workers, slices.pieces);
     const int64_t tile_columns = CeilDiv(ranges.size, panels_per_tile);
     strips_per_tile =
         std::clamp<int64_t>(strips.pieces / CeilDiv(wanted, tile_columns), 1, kMostStripsPerTile);
@@ -143,8 +154,8 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
   panels_per_tile = InPiecesOfAtMost(panels_per_tile, ranges.size).size;
   // What remains when the first thread finds nothing more to do is one tile for each of the others.
   const int64_t split_tiles = workers > 1 ? workers : 0;
-  return {strips,        passes,          panels,          ranges,     packed_panels,
-          longest_block, strips_per_tile, panels_per_tile, split_tiles};
+  return {strips,        passes, panels,          ranges,          packed_panels,
+          longest_block, slices, strips_per_tile, panels_per_tile, split_tiles};
 }
 
 const char* At(const void* data, int64_t bytes) { return static_cast<const char*>(data) + bytes; }
@@ -181,7 +192,8 @@ class BatchedProduct {
  public:
   BatchedProduct(DType dtype, const Product& product, double alpha, const void* a, const void* b,
                  void* c, const Epilogue& epilogue, int64_t workers)
-      : kernels_(GetTarget().gemm->of[static_cast<int>(dtype)]),
+      : dtype_(dtype),
+        kernels_(GetTarget().gemm->of[static_cast<int>(dtype)]),
         sizes_(SizesOf(dtype)),
         epilogue_loop_(GetTarget().elementwise->epilogue[static_cast<int>(dtype)]
                                                         [static_cast<int>(epilogue.activation)]),
@@ -190,8 +202,7 @@ class BatchedProduct {
         a_(a),
         b_(b),
         c_(c),
-        epilogue_(epilogue),
-        sums_in_c_(sizes_.parts == 1 && sizes_.storage == sizes_.real) {
+        epilogue_(epilogue) {
     for (const BatchDim& dim : p_.batch) (dim.sums() ? term_dims_ : output_dims_).push_back(dim);
     terms_ = p_.terms();
     if (terms_ == 0 || alpha == 0) p_.k = 0;  // nothing is read, and the sums are zeros
@@ -204,6 +215,13 @@ class BatchedProduct {
     blocking_ = ChooseBlocking(
         kernels_, sizes_, p_,
         whole_matrices_ ? 1 : std::clamp<int64_t>(flops / kMinFlopsPerTask, 1, workers));
+    if (blocking_.slices.pieces > 1) {
+      sums_place_ = SumsPlace::kMatrix;
+    } else if (sizes_.parts == 1 && sizes_.storage == sizes_.real) {
+      sums_place_ = SumsPlace::kC;
+    } else {
+      sums_place_ = passes() > 1 ? SumsPlace::kMatrix : SumsPlace::kTile;
+    }
     DivideScratch(workers);
   }
 
@@ -234,6 +252,10 @@ class BatchedProduct {
   }
 
  private:
+  // Where sums are until they are complete: in C itself; where that cannot hold them in a tile's
+  // memory; where they outlive the tile, in memory for all of a range, or one for each slice.
+  enum class SumsPlace { kC, kTile, kMatrix };
+
   // One C and its factors' first terms, and the memory for its packed panels and incomplete sums.
   struct Matrix {
     Offsets offsets;
@@ -249,6 +271,7 @@ class BatchedProduct {
     int64_t term;
     int64_t k_begin;
     Division blocks;  // of the pass
+    Division slices;  // of the blocks
     int64_t tiles;
     int64_t whole_tiles;  // the first ones
     bool first;
@@ -256,22 +279,25 @@ class BatchedProduct {
 
     int64_t end() const { return first_panel + panels; }
     int64_t packed() const { return end() - first_packed; }
+    int64_t tile_jobs() const { return whole_tiles + (tiles - whole_tiles) * kPiecesOfSplitTile; }
   };
 
   int64_t passes() const { return terms_ * blocking_.passes.pieces; }
   int64_t tile_width() const { return blocking_.panels_per_tile * kernels_.panel_width; }
   int64_t range_width() const { return blocking_.ranges.size * kernels_.panel_width; }
+  int64_t slice_bytes() const { return p_.m * sizes_.parts * range_width() * sizes_.real; }
   int64_t strip_step_bytes() const { return kernels_.strip_width * kernels_.element_size; }
   int64_t panel_step_bytes() const { return kernels_.panel_width * kernels_.element_size; }
   int64_t panels_per_job() const { return p_.b.col_stride == 1 ? kPanelsAtATime : 1; }
 
-  // Jobs a stage: packing and tiles by turns.
+  // Jobs a stage: packing, tiles, and adding the slices, by turns.
   std::vector<int64_t> Stages() const {
     std::vector<int64_t> stages;
     for (int64_t i = 0; i < blocking_.ranges.pieces * passes(); ++i) {
       const Phase phase = PhaseAt(i);
       stages.push_back(CeilDiv(phase.packed(), panels_per_job()) * phase.blocks.pieces);
-      stages.push_back(phase.whole_tiles + (phase.tiles - phase.whole_tiles) * kPiecesOfSplitTile);
+      stages.push_back(phase.tile_jobs() * phase.slices.pieces);
+      stages.push_back(phase.last && blocking_.slices.pieces > 1 ? blocking_.strips.pieces : 0);
     }
     return stages;
   }
@@ -289,6 +315,7 @@ class BatchedProduct {
     phase.k_begin = blocking_.passes.Begin(piece);
     phase.blocks =
         InPiecesOfAtMost(blocking_.longest_block, blocking_.passes.Size(piece), kStepOfK);
+    phase.slices = InPiecesOf(blocking_.slices.size, phase.blocks.pieces);
     phase.tiles = CeilDiv(phase.panels, blocking_.panels_per_tile) *
                   CeilDiv(blocking_.strips.pieces, blocking_.strips_per_tile);
     phase.whole_tiles = std::max<int64_t>(0, phase.tiles - blocking_.split_tiles);
@@ -305,9 +332,11 @@ class BatchedProduct {
     const int64_t block = std::min(blocking_.longest_block, blocking_.passes.size);
     strips_bytes_ = Aligned(blocking_.strips_per_tile * kernels_.Steps(block) * strip_step_bytes());
     const int64_t tile_rows = blocking_.strips_per_tile * blocking_.strips.size * sizes_.parts;
-    const bool needs_sums = !sums_in_c_ && passes() > 1;
-    tile_bytes_ = sums_in_c_ || needs_sums ? 0 : Aligned(tile_rows * tile_width() * sizes_.real);
-    sums_bytes_ = needs_sums ? Aligned(p_.m * sizes_.parts * range_width() * sizes_.real) : 0;
+    if (sums_place_ == SumsPlace::kTile) {
+      tile_bytes_ = Aligned(tile_rows * tile_width() * sizes_.real);
+    } else if (sums_place_ == SumsPlace::kMatrix) {
+      sums_bytes_ = Aligned(blocking_.slices.pieces * slice_bytes());
+    }
     matrices_bytes_ = (whole_matrices_ ? workers : 1) * (packed_bytes_ + sums_bytes_);
     scratch_bytes_ = matrices_bytes_ + workers * (strips_bytes_ + tile_bytes_);
   }
@@ -321,8 +350,14 @@ class BatchedProduct {
   }
 
   void RunJob(const Matrix& matrix, size_t stage, int64_t job, char* scratch) const {
-    const Phase phase = PhaseAt(static_cast<int64_t>(stage / 2));
-    stage % 2 == 0 ? PackPanels(matrix, phase, job) : RunTile(matrix, phase, job, scratch);
+    const Phase phase = PhaseAt(static_cast<int64_t>(stage / 3));
+    if (stage % 3 == 0) {
+      PackPanels(matrix, phase, job);
+    } else if (stage % 3 == 1) {
+      RunTile(matrix, phase, job / phase.tile_jobs(), job % phase.tile_jobs(), scratch);
+    } else {
+      AddSlices(matrix, phase, job);
+    }
   }
 
   const char* BAt(const Matrix& matrix, const Phase& phase, int64_t k, int64_t column) const {
@@ -351,25 +386,27 @@ class BatchedProduct {
                PackedAt(matrix, phase, block, first));
   }
 
-  // Where a tile's sums are until they are complete.
   struct Sums {
     char* data;
     int64_t stride;
   };
-  Sums SumsAt(const Matrix& matrix, const Phase& phase, int64_t row, int64_t first_row,
-              int64_t column, char* tile_sums) const {
-    if (sums_in_c_) {
-      return {At(c_, (matrix.offsets.c + row * p_.c.row_stride + column) * sizes_.real),
-              p_.c.row_stride};
+  Sums SumsAt(const Matrix& matrix, const Phase& phase, int64_t slice, int64_t row,
+              int64_t first_row, int64_t column, char* tile_sums) const {
+    switch (sums_place_) {
+      case SumsPlace::kC:
+        return {At(c_, (matrix.offsets.c + row * p_.c.row_stride + column) * sizes_.real),
+                p_.c.row_stride};
+      case SumsPlace::kTile:
+        return {At(tile_sums, (row - first_row) * sizes_.parts * tile_width() * sizes_.real),
+                tile_width()};
+      case SumsPlace::kMatrix:
+        const int64_t range_begin = blocking_.panels.Begin(phase.first_panel);
+        return {At(matrix.sums,
+                   slice * slice_bytes() +
+                       (row * sizes_.parts * range_width() + column - range_begin) * sizes_.real),
+                range_width()};
     }
-    if (sums_bytes_ > 0) {
-      const int64_t range_begin = blocking_.panels.Begin(phase.first_panel);
-      return {At(matrix.sums,
-                 (row * sizes_.parts * range_width() + column - range_begin) * sizes_.real),
-              range_width()};
-    }
-    return {At(tile_sums, (row - first_row) * sizes_.parts * tile_width() * sizes_.real),
-            tile_width()};
+    __builtin_unreachable();
   }
 
   // A part of C that one thread computes.
@@ -398,7 +435,8 @@ class BatchedProduct {
     return tile;
   }
 
-  void RunTile(const Matrix& matrix, const Phase& phase, int64_t job, char* scratch) const {
+  void RunTile(const Matrix& matrix, const Phase& phase, int64_t slice, int64_t job,
+               char* scratch) const {
     const auto [strip_begin, strip_end, panel_begin, panel_end] = TileAt(phase, job);
     if (panel_begin >= panel_end) return;
     const int64_t column = blocking_.panels.Begin(panel_begin);
@@ -406,7 +444,9 @@ class BatchedProduct {
     const int64_t first_row = blocking_.strips.Begin(strip_begin);
     const int64_t a_begin = matrix.offsets.a + OffsetsAt(term_dims_, phase.term).a;
 
-    for (int64_t block = 0; block < phase.blocks.pieces; ++block) {
+    const int64_t first_block = phase.slices.Begin(slice);
+    const int64_t last_block = first_block + phase.slices.Size(slice) - 1;
+    for (int64_t block = first_block; block <= last_block; ++block) {
       const int64_t k = phase.blocks.Size(block);
       const int64_t k_begin = phase.k_begin + phase.blocks.Begin(block);
       const int64_t steps = kernels_.Steps(k);
@@ -418,12 +458,13 @@ class BatchedProduct {
       for (int64_t strip = strip_begin; strip < strip_end; ++strip) {
         const int64_t row = blocking_.strips.Begin(strip);
         const int64_t rows = blocking_.strips.Size(strip);
-        const Sums sums = SumsAt(matrix, phase, row, first_row, column, scratch + strips_bytes_);
+        const Sums sums =
+            SumsAt(matrix, phase, slice, row, first_row, column, scratch + strips_bytes_);
         MicroTile tile;
         tile.steps = steps;
         tile.a = scratch + (strip - strip_begin) * steps * strip_step_bytes();
         tile.alpha = alpha_;
-        tile.adds = !phase.first || block > 0;
+        tile.adds = !phase.first || block > first_block;
         tile.c_stride = sums.stride;
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
           const bool packed = panel >= phase.first_packed;
@@ -435,17 +476,38 @@ class BatchedProduct {
           tile.cols = blocking_.panels.Size(panel);
           kernels_.multiply[rows * sizes_.parts - 1][(tile.cols - 1) / kernels_.lanes](tile);
         }
-        if (phase.last && block == phase.blocks.pieces - 1) {
+        if (phase.last && block == last_block && blocking_.slices.pieces == 1) {
           Finish(matrix, sums, row, rows, column, columns);
         }
       }
     }
   }
 
+  // Adds the slices' sums of a strip to the first slice's.
+  void AddSlices(const Matrix& matrix, const Phase& phase, int64_t strip) const {
+    const int64_t row = blocking_.strips.Begin(strip);
+    const int64_t rows = blocking_.strips.Size(strip);
+    const int64_t column = blocking_.panels.Begin(phase.first_panel);
+    const int64_t columns = std::min(p_.n, blocking_.panels.Begin(phase.end())) - column;
+    const Sums sums = SumsAt(matrix, phase, 0, row, row, column, nullptr);
+    VisitDType(dtype_, [&](auto traits) {
+      using T = RealOf<typename decltype(traits)::Accumulator>;
+      for (int64_t slice = 1; slice < blocking_.slices.pieces; ++slice) {
+        const Sums more = SumsAt(matrix, phase, slice, row, row, column, nullptr);
+        for (int64_t i = 0; i < rows * sizes_.parts; ++i) {
+          T* const to = reinterpret_cast<T*>(sums.data) + i * sums.stride;
+          const T* const from = reinterpret_cast<const T*>(more.data) + i * more.stride;
+          for (int64_t j = 0; j < columns; ++j) to[j] += from[j];
+        }
+      }
+    });
+    Finish(matrix, sums, row, rows, column, columns);
+  }
+
   // The epilogue, on sums that the first cache still holds.
   void Finish(const Matrix& matrix, const Sums& sums, int64_t row, int64_t rows, int64_t column,
               int64_t columns) const {
-    if (sums_in_c_ && epilogue_.empty()) return;
+    if (sums_place_ == SumsPlace::kC && epilogue_.empty()) return;
     const auto at = [&](const void* data, int64_t element) {
       return data == nullptr ? nullptr : const_cast<char*>(At(data, element * sizes_.storage));
     };
@@ -454,6 +516,7 @@ class BatchedProduct {
                    at(c_, c), rows, columns, p_.c.row_stride);
   }
 
+  const DType dtype_;
   const GemmKernels& kernels_;
   const ElementSizes sizes_;
   const EpilogueLoop epilogue_loop_;
@@ -466,9 +529,9 @@ class BatchedProduct {
   const void* const b_;
   void* const c_;
   const Epilogue epilogue_;
-  const bool sums_in_c_;
   bool whole_matrices_;
   Blocking blocking_;
+  SumsPlace sums_place_;
 
   int64_t packed_bytes_ = 0;
   int64_t sums_bytes_ = 0;

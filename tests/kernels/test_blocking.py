@@ -1,7 +1,8 @@
 """Products larger than the pieces that they are computed in, on both sides of every border.
 
 The pieces are csrc/cpu/gemm.cc's: strips of at most 14 rows, panels of at most 32 columns, blocks
-of at most 384 of k, tiles of 8 strips, 4 MiB of packed panels, passes of 8192 of k.
+of at most 384 of k, 768 of bfloat16's, tiles of 8 strips, 4 MiB of packed panels, passes of 8192 of
+k. A C of fewer than 32 micro-tiles is computed in slices of two blocks and more.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ BORDERS = {
     "tiles": ((127, 50), (50, 161)),
     "ranges of panels": ((45, 4099), (4099, 290)),
     "passes over k": ((43, 8193), (8193, 3)),
+    "slices of k": ((30, 4001), (4001, 40)),
+    "a number, of slices of k": ((1, 3100), (3100, 1)),
+    "slices of k, each matrix by a thread": ((7, 10, 1700), (7, 1700, 20)),
+    "passes over k, without slices": ((90, 8200), (8200, 170)),
     "a batch that each thread takes a matrix of": ((9, 30, 41), (9, 41, 35)),
 }
 
@@ -110,6 +115,7 @@ def test_scale_of_zero_reads_nothing(rng: np.random.Generator) -> None:
 
 READ_TO_THE_END = """
 import ctypes, mmap, sys
+import ml_dtypes  # gives NumPy bfloat16
 import numpy as np
 from stopgrad_op import _kernels
 
@@ -138,7 +144,16 @@ print("read", flush=True)
 @pytest.mark.skipif(sys.platform != "linux", reason="protects a page of memory as Linux does")
 def test_nothing_is_read_beyond_an_operand() -> None:
     """Packing reads whole vectors; behind the operands is memory that must not be read."""
-    dtypes = ("float16", "float32", "float64", "complex64", "complex128", "int32", "int64")
+    dtypes = (
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "complex64",
+        "complex128",
+        "int32",
+        "int64",
+    )
     result = subprocess.run(
         [sys.executable, "-c", READ_TO_THE_END, *dtypes],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
