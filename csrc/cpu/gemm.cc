@@ -24,6 +24,10 @@ constexpr int64_t kMostStripsPerTile = 8;
 // All threads share the packed panels through the last cache. This is also the most memory that
 // they take, but for a single panel of the longest pass.
 constexpr int64_t kPanelBytes = 4 << 20;
+// The longer a pass, the fewer panels are in the shared memory at a time, and the more often strips
+// are packed for others; the shorter, the more often sums are added to. That costs little in C, and
+// memory of C's size elsewhere.
+constexpr int64_t kLongestPassIntoC = 3 * kLongestBlock;
 constexpr int64_t kLongestPass = 8192;
 // Pieces of k are whole vectors of steps, of pairs as well.
 constexpr int64_t kStepOfK = 32;
@@ -42,6 +46,8 @@ struct ElementSizes {
   int64_t storage;
   int64_t real;   // of the accumulator type, or of one part where that is complex
   int64_t parts;  // 2 where it is complex
+
+  bool c_can_hold_sums() const { return parts == 1 && storage == real; }
 };
 
 ElementSizes SizesOf(DType dtype) {
@@ -118,8 +124,11 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
     return kernels.Steps(k) * kernels.panel_width * kernels.element_size;
   };
   const Division strips = InPiecesOfAtMost(kernels.rows / sizes.parts, p.m);
-  const Division passes = InPiecesOfAtMost(kLongestPass, p.k, kStepOfK);
   const Division panels = InPiecesOf(kernels.panel_width, p.n);
+  const int64_t micro_tiles = strips.pieces * panels.pieces;
+  const bool sums_in_c = sizes.c_can_hold_sums() && micro_tiles >= kFewestMicroTiles;
+  const Division passes =
+      InPiecesOfAtMost(sums_in_c ? kLongestPassIntoC : kLongestPass, p.k, kStepOfK);
 
   const bool reads_b_unpacked = sizes.storage == kernels.element_size && p.b.col_stride == 1 &&
                                 strips.pieces < kFewestStripsToPack;
@@ -134,10 +143,8 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
       2 / kernels.steps_of_two_k;
   const Division blocks = InPiecesOfAtMost(longest_block, passes.size, kStepOfK);
   const int64_t most_slices = std::max<int64_t>(1, blocks.pieces / kFewestBlocksPerSlice);
-  const Division slices = InPiecesOf(
-      CeilDiv(blocks.pieces,
-              std::min(most_slices, CeilDiv(kFewestMicroTiles, strips.pieces * panels.pieces))),
-      blocks.pieces);
+  const int64_t wanted_slices = std::min(most_slices, CeilDiv(kFewestMicroTiles, micro_tiles));
+  const Division slices = InPiecesOf(CeilDiv(blocks.pieces, wanted_slices), blocks.pieces);
   int64_t strips_per_tile = kMostStripsPerTile;
   int64_t panels_per_tile = std::min(kTilePanelBytes / panel_bytes(blocks.size), ranges.size);
   if (workers > 1) {
@@ -217,7 +224,7 @@ class BatchedProduct {
         whole_matrices_ ? 1 : std::clamp<int64_t>(flops / kMinFlopsPerTask, 1, workers));
     if (blocking_.slices.pieces > 1) {
       sums_place_ = SumsPlace::kMatrix;
-    } else if (sizes_.parts == 1 && sizes_.storage == sizes_.real) {
+    } else if (sizes_.c_can_hold_sums()) {
       sums_place_ = SumsPlace::kC;
     } else {
       sums_place_ = passes() > 1 ? SumsPlace::kMatrix : SumsPlace::kTile;
