@@ -17,9 +17,11 @@ namespace stopgrad::cpu {
 using EpilogueLoop = void (*)(const void* sums, int64_t sums_stride, const void* bias, void* z,
                               void* y, int64_t rows, int64_t cols, int64_t row_stride);
 
-// dz = dy f'(saved);  sums[j] += sum_i dz[i, j], in the accumulator type. dz and sums may be null.
+// dz = dy f'(saved);  sums[j] += sum_i dz[i, j], in the accumulator type. dz and sums may be null;
+// dz's rows have a stride of their own.
 using ActivationGradientLoop = void (*)(const void* dy, const void* saved, void* dz, void* sums,
-                                        int64_t rows, int64_t cols, int64_t row_stride);
+                                        int64_t rows, int64_t cols, int64_t row_stride,
+                                        int64_t dz_stride);
 
 // The loops compiled for one instruction set; null where a dtype has no such loop.
 struct ElementwiseLoops {

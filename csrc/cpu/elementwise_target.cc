@@ -60,7 +60,7 @@ template <typename Traits, Activation activation, bool has_dz, bool has_sums>
 void ActivationGradientRows(const typename Traits::Storage* dy,
                             const typename Traits::Storage* saved, typename Traits::Storage* dz,
                             typename Traits::Accumulator* sums, int64_t rows, int64_t cols,
-                            int64_t row_stride) {
+                            int64_t row_stride, int64_t dz_stride) {
   using Accumulator = typename Traits::Accumulator;
   const ActivationFunction<activation, Accumulator> function;
   for (int64_t i = 0; i < rows; ++i) {
@@ -71,7 +71,7 @@ void ActivationGradientRows(const typename Traits::Storage* dy,
       if constexpr (activation != Activation::kLinear) {
         value *= function.Derivative(Load(saved[row + j]));
       }
-      if constexpr (has_dz) Store(value, &dz[row + j]);
+      if constexpr (has_dz) Store(value, &dz[i * dz_stride + j]);
       if constexpr (has_sums) sums[j] += value;
     }
   }
@@ -79,13 +79,13 @@ void ActivationGradientRows(const typename Traits::Storage* dy,
 
 template <typename Traits, Activation activation>
 void ActivationGradient(const void* dy, const void* saved, void* dz, void* sums, int64_t rows,
-                        int64_t cols, int64_t row_stride) {
+                        int64_t cols, int64_t row_stride, int64_t dz_stride) {
   using Storage = typename Traits::Storage;
   const auto run = [&](auto has_dz, auto has_sums) {
     ActivationGradientRows<Traits, activation, has_dz, has_sums>(
         static_cast<const Storage*>(dy), static_cast<const Storage*>(saved),
         static_cast<Storage*>(dz), static_cast<typename Traits::Accumulator*>(sums), rows, cols,
-        row_stride);
+        row_stride, dz_stride);
   };
   if (dz != nullptr) {
     sums != nullptr ? run(std::true_type(), std::true_type())

@@ -18,7 +18,7 @@ Status FusedMatMul(const MatMulProblem& problem, Activation activation,
   const Epilogue epilogue{activation, tensors.bias, tensors.z};
   const int64_t flops = product.Flops(IsComplex(problem.dtype));
   Work work(host, flops);
-  AddProduct(problem.dtype, product, 1, tensors.a, tensors.b, tensors.y, epilogue, &work);
+  AddProduct(problem.dtype, product, 1, {tensors.a}, {tensors.b}, tensors.y, epilogue, &work);
   const Status status = work.Run();
   if (status.ok() && flops > 0) CountProduct(Pass::kForward, flops);
   return status;
@@ -79,7 +79,8 @@ Status AddPassOverDy(DType dtype, int64_t rows, int64_t cols, Activation activat
       const int64_t offset = row * cols + col;
       if (sums_bias) std::fill_n(sums, block_cols, Accumulator(0));
       loop(dy + offset, saved ? saved + offset : nullptr, dz ? dz + offset : nullptr,
-           sums_bias ? sums : nullptr, std::min(kRowsPerSum, row_end - row), block_cols, cols);
+           sums_bias ? sums : nullptr, std::min(kRowsPerSum, row_end - row), block_cols, cols,
+           cols);
       if (!sums_bias) continue;
       for (int64_t j = 0; j < block_cols; ++j) block_sums[j] += Sum(sums[j]);
     }
@@ -113,13 +114,24 @@ int64_t Flops(const GradientProduct& planned, DType dtype) {
   return planned.runs ? planned.product.Flops(IsComplex(dtype)) : 0;
 }
 
-void AddGradient(const GradientProduct& planned, DType dtype, const void* a, const void* b, void* c,
-                 int64_t elements, Work* work) {
+void AddGradient(const GradientProduct& planned, DType dtype, const Factor& a, const Factor& b,
+                 void* c, int64_t elements, Work* work) {
   if (planned.runs) {
     AddProduct(dtype, planned.product, planned.alpha, a, b, c, Epilogue(), work);
   } else {
     std::memset(c, 0, elements * SizeOf(dtype));
   }
+}
+
+// Computed more often than that, dZ is better written once.
+constexpr int64_t kMostTimesComputed = 2;
+
+// Whether dZ need not be written, as a product's prologue computes it.
+bool IsPrologue(const GradientPlan& plan, const GradientNeeds& needs, DType dtype,
+                const Work& work) {
+  if (needs.z || plan.sums_bias || plan.a.runs == plan.b.runs) return false;
+  const Product& product = plan.a.runs ? plan.a.product : plan.b.product;
+  return TimesPacked(dtype, product, plan.a.runs, work) <= kMostTimesComputed;
 }
 
 }  // namespace
@@ -135,8 +147,10 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
       plan.pass_over_dy ? rows * cols * (kMinFlopsPerTask / kMinElementsPerTask) : 0;
   Work work(host, flops[0] + flops[1] + pass_flops);
 
-  const void* dz = tensors.dy;  // what the products read
-  if (plan.pass_over_dy) {
+  Factor dz{tensors.dy};  // what the products read
+  if (plan.writes_dz && IsPrologue(plan, needs, dtype, work)) {
+    dz.prologue = {activation, tensors.saved};
+  } else if (plan.pass_over_dy) {
     void* written_dz = nullptr;
     if (plan.writes_dz) {
       written_dz = tensors.dz;
@@ -145,7 +159,7 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
         return Status(StatusCode::kResourceExhausted,
                       "no memory for the gradient of an activation");
       }
-      dz = written_dz;
+      dz.data = written_dz;
     }
     const Status status = VisitDType(dtype, [&](auto traits) {
       using Traits = decltype(traits);
@@ -160,10 +174,10 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
   }
   if (needs.bias && !plan.sums_bias) std::memset(tensors.dbias, 0, cols * SizeOf(dtype));
   if (needs.a) {
-    AddGradient(plan.a, dtype, dz, tensors.b, tensors.da, NumElements(problem->shape_a), &work);
+    AddGradient(plan.a, dtype, dz, {tensors.b}, tensors.da, NumElements(problem->shape_a), &work);
   }
   if (needs.b) {
-    AddGradient(plan.b, dtype, tensors.a, dz, tensors.db, NumElements(problem->shape_b), &work);
+    AddGradient(plan.b, dtype, {tensors.a}, dz, tensors.db, NumElements(problem->shape_b), &work);
   }
   const Status status = work.Run();
   if (!status.ok()) return status;

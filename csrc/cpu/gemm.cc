@@ -119,7 +119,7 @@ struct Blocking {
 };
 
 Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, const Product& p,
-                        int64_t workers) {
+                        bool b_has_prologue, int64_t workers) {
   const auto panel_bytes = [&](int64_t k) {
     return kernels.Steps(k) * kernels.panel_width * kernels.element_size;
   };
@@ -131,7 +131,7 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
       InPiecesOfAtMost(sums_in_c ? kLongestPassIntoC : kLongestPass, p.k, kStepOfK);
 
   const bool reads_b_unpacked = sizes.storage == kernels.element_size && p.b.col_stride == 1 &&
-                                strips.pieces < kFewestStripsToPack;
+                                !b_has_prologue && strips.pieces < kFewestStripsToPack;
   const int64_t packed_panels = !reads_b_unpacked                ? panels.pieces
                                 : p.n % kernels.panel_width == 0 ? 0
                                                                  : 1;
@@ -171,34 +171,20 @@ char* At(void* data, int64_t bytes) { return static_cast<char*>(data) + bytes; }
 constexpr int64_t kAlignment = 64;
 int64_t Aligned(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment; }
 
-// Packs neighbouring strips or panels for a block of k, one behind the other. `source` is all of
-// them, from the matrix's first row or column. Where the matrix's rows lie across them, they are
-// packed a few rows at a time: then a row's memory is read once, in order, and not line by line for
-// each of them.
-void PackPieces(PackLoop pack, const PackSource& source, int64_t storage, const Division& pieces,
-                int64_t begin, int64_t end, int64_t step_bytes, const GemmKernels& kernels,
-                char* to) {
-  const int64_t rows = source.stride == 1 ? kRowsAtATime : std::max<int64_t>(1, source.k);
-  const int64_t piece_bytes = kernels.Steps(source.k) * step_bytes;
-  for (int64_t l = 0; l < source.k; l += rows) {
-    for (int64_t piece = begin; piece < end; ++piece) {
-      PackSource part = source;
-      part.data =
-          At(source.data, (pieces.Begin(piece) * source.stride + l * source.k_stride) * storage);
-      part.count = pieces.Size(piece);
-      part.k = std::min(rows, source.k - l);
-      part.k_left = source.k_left - l;
-      pack(part, to + (piece - begin) * piece_bytes + kernels.Steps(l) * step_bytes);
-    }
-  }
+// Each matrix of a batch by one thread where there are enough of them, else all threads on each.
+bool WholeMatrices(const Product& p, int64_t workers) { return p.outputs() >= 2 * workers; }
+
+int64_t WorkersPerMatrix(const Product& p, bool is_complex, int64_t workers) {
+  if (WholeMatrices(p, workers)) return 1;
+  return std::clamp<int64_t>(p.Flops(is_complex) / p.outputs() / kMinFlopsPerTask, 1, workers);
 }
 
 // A product over a batch of matrices: every C by one thread where there are many, by all threads
 // where there are few.
 class BatchedProduct {
  public:
-  BatchedProduct(DType dtype, const Product& product, double alpha, const void* a, const void* b,
-                 void* c, const Epilogue& epilogue, int64_t workers)
+  BatchedProduct(DType dtype, const Product& product, double alpha, const Factor& a,
+                 const Factor& b, void* c, const Epilogue& epilogue, int64_t workers)
       : dtype_(dtype),
         kernels_(GetTarget().gemm->of[static_cast<int>(dtype)]),
         sizes_(SizesOf(dtype)),
@@ -215,13 +201,9 @@ class BatchedProduct {
     if (terms_ == 0 || alpha == 0) p_.k = 0;  // nothing is read, and the sums are zeros
     terms_ = std::max<int64_t>(1, terms_);
 
-    // Each matrix by one thread where there are enough of them, else all threads on each.
-    const int64_t outputs = p_.outputs();
-    whole_matrices_ = outputs >= 2 * workers;
-    const int64_t flops = p_.Flops(sizes_.parts == 2) / outputs;
-    blocking_ = ChooseBlocking(
-        kernels_, sizes_, p_,
-        whole_matrices_ ? 1 : std::clamp<int64_t>(flops / kMinFlopsPerTask, 1, workers));
+    whole_matrices_ = WholeMatrices(p_, workers);
+    blocking_ = ChooseBlocking(kernels_, sizes_, p_, b_.prologue.saved != nullptr,
+                               WorkersPerMatrix(p_, sizes_.parts == 2, workers));
     if (blocking_.slices.pieces > 1) {
       sums_place_ = SumsPlace::kMatrix;
     } else if (sizes_.c_can_hold_sums()) {
@@ -292,6 +274,7 @@ class BatchedProduct {
   int64_t passes() const { return terms_ * blocking_.passes.pieces; }
   int64_t tile_width() const { return blocking_.panels_per_tile * kernels_.panel_width; }
   int64_t range_width() const { return blocking_.ranges.size * kernels_.panel_width; }
+  int64_t own_bytes() const { return strips_bytes_ + tile_bytes_ + patch_bytes_; }
   int64_t slice_bytes() const { return p_.m * sizes_.parts * range_width() * sizes_.real; }
   int64_t strip_step_bytes() const { return kernels_.strip_width * kernels_.element_size; }
   int64_t panel_step_bytes() const { return kernels_.panel_width * kernels_.element_size; }
@@ -344,8 +327,14 @@ class BatchedProduct {
     } else if (sums_place_ == SumsPlace::kMatrix) {
       sums_bytes_ = Aligned(blocking_.slices.pieces * slice_bytes());
     }
+    if (a_.prologue.saved != nullptr || b_.prologue.saved != nullptr) {
+      const int64_t across = std::max(kPanelsAtATime * kernels_.panel_width,
+                                      blocking_.strips_per_tile * blocking_.strips.size);
+      const int64_t patch = std::max(kRowsAtATime * across, block * kernels_.panel_width);
+      patch_bytes_ = Aligned((patch + kernels_.panel_width) * sizes_.storage);
+    }
     matrices_bytes_ = (whole_matrices_ ? workers : 1) * (packed_bytes_ + sums_bytes_);
-    scratch_bytes_ = matrices_bytes_ + workers * (strips_bytes_ + tile_bytes_);
+    scratch_bytes_ = matrices_bytes_ + workers * own_bytes();
   }
 
   Matrix MatrixAt(char* scratch, int64_t output, int64_t memory) const {
@@ -353,13 +342,13 @@ class BatchedProduct {
     return {OffsetsAt(output_dims_, output), packed, packed + packed_bytes_};
   }
   char* WorkersOwn(char* scratch, int64_t worker) const {
-    return scratch + matrices_bytes_ + worker * (strips_bytes_ + tile_bytes_);
+    return scratch + matrices_bytes_ + worker * own_bytes();
   }
 
   void RunJob(const Matrix& matrix, size_t stage, int64_t job, char* scratch) const {
     const Phase phase = PhaseAt(static_cast<int64_t>(stage / 3));
     if (stage % 3 == 0) {
-      PackPanels(matrix, phase, job);
+      PackPanels(matrix, phase, job, scratch);
     } else if (stage % 3 == 1) {
       RunTile(matrix, phase, job / phase.tile_jobs(), job % phase.tile_jobs(), scratch);
     } else {
@@ -368,9 +357,9 @@ class BatchedProduct {
   }
 
   const char* BAt(const Matrix& matrix, const Phase& phase, int64_t k, int64_t column) const {
-    return At(b_, (matrix.offsets.b + OffsetsAt(term_dims_, phase.term).b +
-                   (phase.k_begin + k) * p_.b.row_stride + column * p_.b.col_stride) *
-                      sizes_.storage);
+    return At(b_.data, (matrix.offsets.b + OffsetsAt(term_dims_, phase.term).b +
+                        (phase.k_begin + k) * p_.b.row_stride + column * p_.b.col_stride) *
+                           sizes_.storage);
   }
 
   // Blocks of k lie one behind the other, in a block panel after panel. All but the last block are
@@ -381,16 +370,68 @@ class BatchedProduct {
     return At(matrix.packed, (steps_before + steps) * panel_step_bytes());
   }
 
-  void PackPanels(const Matrix& matrix, const Phase& phase, int64_t job) const {
+  // Packs neighbouring strips or panels for a block of k, one behind the other. `source` is all of
+  // them, from the matrix's first row or column. Where the matrix's rows lie across them, they are
+  // packed a few rows at a time: then a row's memory is read once, in order, and not line by line
+  // for each of them. What a prologue computes of a patch is packed while the first cache holds it.
+  void PackPieces(PackLoop pack, const Factor& factor, const PackSource& source,
+                  const Division& pieces, int64_t begin, int64_t end, int64_t step_bytes,
+                  char* scratch, char* to) const {
+    const bool across = source.stride == 1;
+    const int64_t rows = across ? kRowsAtATime : std::max<int64_t>(1, source.k);
+    const int64_t pieces_of_patch = across ? end - begin : 1;
+    const int64_t piece_bytes = kernels_.Steps(source.k) * step_bytes;
+    for (int64_t l = 0; l < source.k; l += rows) {
+      for (int64_t first = begin; first < end; first += pieces_of_patch) {
+        const int64_t last = first + pieces_of_patch;
+        PackSource patch = source;
+        patch.data = At(source.data, (pieces.Begin(first) * source.stride + l * source.k_stride) *
+                                         sizes_.storage);
+        patch.count = std::min(pieces.extent, pieces.Begin(last)) - pieces.Begin(first);
+        patch.k = std::min(rows, source.k - l);
+        patch.k_left = source.k_left - l;
+        if (factor.prologue.saved != nullptr) {
+          patch = ComputePatch(factor, patch, At(scratch, strips_bytes_ + tile_bytes_));
+        }
+        for (int64_t piece = first; piece < last; ++piece) {
+          PackSource part = patch;
+          part.data = At(patch.data, (pieces.Begin(piece) - pieces.Begin(first)) * patch.stride *
+                                         sizes_.storage);
+          part.count = pieces.Size(piece);
+          pack(part, to + (piece - begin) * piece_bytes + kernels_.Steps(l) * step_bytes);
+        }
+      }
+    }
+  }
+
+  // A patch of a factor with a prologue, computed into `memory`.
+  PackSource ComputePatch(const Factor& factor, const PackSource& patch, char* memory) const {
+    const bool across = patch.stride == 1;
+    const int64_t rows = across ? patch.k : patch.count;
+    const int64_t cols = across ? patch.count : patch.k;
+    const int64_t offset =
+        static_cast<const char*>(patch.data) - static_cast<const char*>(factor.data);
+    const ActivationGradientLoop loop =
+        GetTarget().elementwise->activation_gradient[static_cast<int>(dtype_)]
+                                                    [static_cast<int>(factor.prologue.activation)];
+    loop(patch.data, At(factor.prologue.saved, offset), memory, nullptr, rows, cols,
+         across ? patch.k_stride : patch.stride, cols);
+    PackSource computed = patch;
+    computed.data = memory;
+    (across ? computed.k_stride : computed.stride) = cols;
+    computed.k_left = patch.k + kernels_.panel_width;  // behind it there is memory to read
+    return computed;
+  }
+
+  void PackPanels(const Matrix& matrix, const Phase& phase, int64_t job, char* scratch) const {
     const int64_t block = job % phase.blocks.pieces;
     const int64_t first = phase.first_packed + job / phase.blocks.pieces * panels_per_job();
     const int64_t k = phase.blocks.Begin(block);
-    PackPieces(kernels_.pack_panel,
+    PackPieces(kernels_.pack_panel, b_,
                {BAt(matrix, phase, k, 0), p_.b.col_stride, p_.b.row_stride, p_.b.conjugate, p_.n,
                 phase.blocks.Size(block), p_.k - phase.k_begin - k},
-               sizes_.storage, blocking_.panels, first,
-               std::min(phase.end(), first + panels_per_job()), panel_step_bytes(), kernels_,
-               PackedAt(matrix, phase, block, first));
+               blocking_.panels, first, std::min(phase.end(), first + panels_per_job()),
+               panel_step_bytes(), scratch, PackedAt(matrix, phase, block, first));
   }
 
   struct Sums {
@@ -457,11 +498,10 @@ class BatchedProduct {
       const int64_t k = phase.blocks.Size(block);
       const int64_t k_begin = phase.k_begin + phase.blocks.Begin(block);
       const int64_t steps = kernels_.Steps(k);
-      PackPieces(kernels_.pack_strip,
-                 {At(a_, (a_begin + k_begin * p_.a.col_stride) * sizes_.storage), p_.a.row_stride,
-                  p_.a.col_stride, p_.a.conjugate, p_.m, k, p_.k - k_begin},
-                 sizes_.storage, blocking_.strips, strip_begin, strip_end, strip_step_bytes(),
-                 kernels_, scratch);
+      PackPieces(kernels_.pack_strip, a_,
+                 {At(a_.data, (a_begin + k_begin * p_.a.col_stride) * sizes_.storage),
+                  p_.a.row_stride, p_.a.col_stride, p_.a.conjugate, p_.m, k, p_.k - k_begin},
+                 blocking_.strips, strip_begin, strip_end, strip_step_bytes(), scratch, scratch);
       for (int64_t strip = strip_begin; strip < strip_end; ++strip) {
         const int64_t row = blocking_.strips.Begin(strip);
         const int64_t rows = blocking_.strips.Size(strip);
@@ -532,8 +572,8 @@ class BatchedProduct {
   std::vector<BatchDim> term_dims_;
   int64_t terms_;
   const double alpha_;
-  const void* const a_;
-  const void* const b_;
+  const Factor a_;
+  const Factor b_;
   void* const c_;
   const Epilogue epilogue_;
   bool whole_matrices_;
@@ -544,13 +584,23 @@ class BatchedProduct {
   int64_t sums_bytes_ = 0;
   int64_t strips_bytes_ = 0;
   int64_t tile_bytes_ = 0;
+  int64_t patch_bytes_ = 0;
   int64_t matrices_bytes_ = 0;
   int64_t scratch_bytes_ = 0;
 };
 
 }  // namespace
 
-void AddProduct(DType dtype, const Product& product, double alpha, const void* a, const void* b,
+int64_t TimesPacked(DType dtype, const Product& product, bool first, const Work& work) {
+  if (product.c.col_stride != 1) return TimesPacked(dtype, Transposed(product), !first, work);
+  if (!first || product.outputs() == 0) return 1;
+  const Blocking blocking =
+      ChooseBlocking(GetTarget().gemm->of[static_cast<int>(dtype)], SizesOf(dtype), product, false,
+                     WorkersPerMatrix(product, IsComplex(dtype), work.workers()));
+  return blocking.ranges.pieces * CeilDiv(blocking.ranges.size, blocking.panels_per_tile);
+}
+
+void AddProduct(DType dtype, const Product& product, double alpha, const Factor& a, const Factor& b,
                 void* c, const Epilogue& epilogue, Work* work) {
   if (product.m == 0 || product.n == 0 || product.outputs() == 0) return;
   if (product.c.col_stride != 1) {

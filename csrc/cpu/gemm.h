@@ -8,6 +8,13 @@
 
 namespace stopgrad::cpu {
 
+// A factor that is not there as such: dZ = dY f'(saved), where the factor's pointer is dY's and
+// `saved` lies as dY does. Its elements are computed as they are packed.
+struct Prologue {
+  Activation activation = Activation::kLinear;
+  const void* saved = nullptr;
+};
+
 // What happens to the product on its way out: z = alpha A B + bias, y = f(z). `bias` has an element
 // per column of C and goes with dense rows of C only; `z` is a second output of C's shape.
 struct Epilogue {
@@ -18,9 +25,18 @@ struct Epilogue {
   bool empty() const { return activation == Activation::kLinear && !bias && !z; }
 };
 
+struct Factor {
+  const void* data = nullptr;
+  Prologue prologue = {};
+};
+
+// How often the product's first or second factor is packed, which is how often a prologue is
+// computed.
+int64_t TimesPacked(DType dtype, const Product& product, bool first, const Work& work);
+
 // Adds a simplified product to the work: C = f(alpha A B + bias). Every element of C is written,
 // whatever was there before; a sum over nothing is 0. `alpha` must be 1 for integers.
-void AddProduct(DType dtype, const Product& product, double alpha, const void* a, const void* b,
+void AddProduct(DType dtype, const Product& product, double alpha, const Factor& a, const Factor& b,
                 void* c, const Epilogue& epilogue, Work* work);
 
 }  // namespace stopgrad::cpu

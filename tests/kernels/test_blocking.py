@@ -2,7 +2,8 @@
 
 The pieces are csrc/cpu/gemm.cc's: strips of at most 14 rows, panels of at most 32 columns, blocks
 of at most 384 of k, 768 of bfloat16's, tiles of 8 strips, 4 MiB of packed panels, passes of 8192 of
-k, or of 1152 where C can hold the sums. A C of fewer than 32 micro-tiles is computed in slices of two blocks and more.
+k, or of 1152 where C can hold the sums. A C of fewer than 32 micro-tiles is computed in slices of
+two blocks and more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import numpy as np
 import pytest
 import reference
+from checks import check_gradients
 from reference import COMPLEX, FLOATING, INTEGERS
 
 from stopgrad_op import _kernels
@@ -25,6 +27,7 @@ BORDERS = {
     "strip and panel": ((28, 31), (31, 64)),
     "a row and a column more": ((29, 33), (33, 65)),
     "a column less, few rows": ((13, 40), (40, 95)),
+    "few rows of a gradient": ((50, 20), (20, 64)),
     "blocks of k": ((43, 769), (769, 33)),
     "tiles": ((127, 50), (50, 161)),
     "ranges of panels": ((45, 4099), (4099, 290)),
@@ -60,6 +63,20 @@ def test_product_across_a_border(
         poison=True,
     )
     reference.assert_close(y, reference.forward(problem), dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, indirect=True)
+@pytest.mark.parametrize("layout", ["normal", "transpose"])
+@pytest.mark.parametrize("border", BORDERS)
+def test_gradients_through_an_activation_across_a_border(
+    rng: np.random.Generator, dtype: str, border: str, layout: str
+) -> None:
+    """Where one of a and b is needed, the activation's gradient is computed while it is packed."""
+    a, b = BORDERS[border]
+    problem = reference.random_problem(
+        rng, a, b, dtype, layout_a=layout, layout_b=layout, activation="elu"
+    )
+    check_gradients(problem, dtype, rng, threads=3)
 
 
 @pytest.mark.parametrize("dtype", (*FLOATING, *COMPLEX), indirect=True)

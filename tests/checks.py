@@ -1,0 +1,60 @@
+"""Kernels beside the reference, on one problem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import reference
+from reference import Problem
+
+from stopgrad_op import _kernels
+
+
+def options_of(problem: Problem) -> dict[str, Any]:
+    return {
+        "layout_a": problem.layout_a,
+        "layout_b": problem.layout_b,
+        "activation": problem.activation,
+    }
+
+
+def check_forward(problem: Problem, dtype: str, threads: int = 1) -> None:
+    y = _kernels.matmul(
+        problem.a, problem.b, problem.bias, **options_of(problem), threads=threads, poison=True
+    )
+    reference.assert_close(y, reference.forward(problem), dtype, what="y")
+
+
+def check_gradients(
+    problem: Problem,
+    dtype: str,
+    rng: np.random.Generator,
+    scales: dict[str, float] | None = None,
+    threads: int = 1,
+) -> None:
+    z = reference.preactivation(problem).value.astype(reference.numpy_dtype(dtype))
+    saved = {
+        "nothing": None,
+        "preactivation": z,
+        "output": reference.activate(problem.activation, reference.widen(z)).astype(z.dtype),
+    }[_kernels.activations()[problem.activation]]
+    dy = reference.random_array(rng, z.shape, dtype)
+    exact = reference.gradients(problem, dy, scales, z)
+    for needed in (["a", "b", "bias", "z"], ["a"], ["b"], ["bias"], ["b", "bias"]):
+        results = _kernels.matmul_gradient(
+            dy,
+            problem.a if "b" in needed else None,
+            problem.b if "a" in needed else None,
+            saved,
+            needed=needed,
+            **options_of(problem),
+            a_shape=problem.a.shape,
+            b_shape=problem.b.shape,
+            scales=scales or {},
+            threads=threads,
+            poison=True,
+        )
+        assert results.keys() == set(needed)
+        for name in needed:
+            reference.assert_close(results[name], exact[name], dtype, what=f"gradient of {name}")
