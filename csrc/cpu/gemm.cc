@@ -35,8 +35,11 @@ constexpr int64_t kPiecesOfSplitTile = 4;
 // A C of fewer micro-tiles is computed in slices of k, each of two blocks at least.
 constexpr int64_t kFewestMicroTiles = 32;
 constexpr int64_t kFewestBlocksPerSlice = 2;
-// With fewer strips, packing B costs more than it saves.
+// With fewer strips, or where all of B stays in the first cache, packing it costs more than it
+// saves; so does packing A for few panels.
 constexpr int64_t kFewestStripsToPack = 3;
+constexpr int64_t kLargestUnpackedB = 32 << 10;
+constexpr int64_t kFewestPanelsToPack = 5;
 // Where a matrix's rows lie across strips or panels, so many of its rows are packed at a time, and
 // so many panels by one thread.
 constexpr int64_t kRowsAtATime = 16;
@@ -106,10 +109,11 @@ Division InPiecesOfAtMost(int64_t most, int64_t extent, int64_t step = 1) {
 // pass's blocks, and the slices' sums are added in the end. In which order the products of an
 // element are added follows from the sizes alone, so results are the same on any number of threads.
 struct Blocking {
-  Division strips;        // of m
-  Division passes;        // of k
-  Division panels;        // of n
-  Division ranges;        // of the panels
+  Division strips;  // of m
+  Division passes;  // of k
+  Division panels;  // of n
+  Division ranges;  // of the panels
+  bool reads_a_unpacked;
   int64_t packed_panels;  // so many of the last ones are packed, the others read where they lie
   int64_t longest_block;
   Division slices;  // of the blocks of a whole pass
@@ -119,7 +123,7 @@ struct Blocking {
 };
 
 Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, const Product& p,
-                        bool b_has_prologue, int64_t workers) {
+                        const Prologue& a, const Prologue& b, int64_t workers) {
   const auto panel_bytes = [&](int64_t k) {
     return kernels.Steps(k) * kernels.panel_width * kernels.element_size;
   };
@@ -130,8 +134,12 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
   const Division passes =
       InPiecesOfAtMost(sums_in_c ? kLongestPassIntoC : kLongestPass, p.k, kStepOfK);
 
-  const bool reads_b_unpacked = sizes.storage == kernels.element_size && p.b.col_stride == 1 &&
-                                !b_has_prologue && strips.pieces < kFewestStripsToPack;
+  const bool lies_as_multiplied = sizes.storage == kernels.element_size;
+  const bool reads_a_unpacked =
+      lies_as_multiplied && a.empty() && panels.pieces < kFewestPanelsToPack;
+  const bool reads_b_unpacked =
+      lies_as_multiplied && b.empty() && p.b.col_stride == 1 &&
+      (strips.pieces < kFewestStripsToPack || p.k * p.n * sizes.storage <= kLargestUnpackedB);
   const int64_t packed_panels = !reads_b_unpacked                ? panels.pieces
                                 : p.n % kernels.panel_width == 0 ? 0
                                                                  : 1;
@@ -161,7 +169,7 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
   panels_per_tile = InPiecesOfAtMost(panels_per_tile, ranges.size).size;
   // What remains when the first thread finds nothing more to do is one tile for each of the others.
   const int64_t split_tiles = workers > 1 ? workers : 0;
-  return {strips,        passes, panels,          ranges,          packed_panels,
+  return {strips,        passes, panels,          ranges,          reads_a_unpacked, packed_panels,
           longest_block, slices, strips_per_tile, panels_per_tile, split_tiles};
 }
 
@@ -202,7 +210,7 @@ class BatchedProduct {
     terms_ = std::max<int64_t>(1, terms_);
 
     whole_matrices_ = WholeMatrices(p_, workers);
-    blocking_ = ChooseBlocking(kernels_, sizes_, p_, b_.prologue.saved != nullptr,
+    blocking_ = ChooseBlocking(kernels_, sizes_, p_, a_.prologue, b_.prologue,
                                WorkersPerMatrix(p_, sizes_.parts == 2, workers));
     if (blocking_.slices.pieces > 1) {
       sums_place_ = SumsPlace::kMatrix;
@@ -327,7 +335,7 @@ class BatchedProduct {
     } else if (sums_place_ == SumsPlace::kMatrix) {
       sums_bytes_ = Aligned(blocking_.slices.pieces * slice_bytes());
     }
-    if (a_.prologue.saved != nullptr || b_.prologue.saved != nullptr) {
+    if (!a_.prologue.empty() || !b_.prologue.empty()) {
       const int64_t across = std::max(kPanelsAtATime * kernels_.panel_width,
                                       blocking_.strips_per_tile * blocking_.strips.size);
       const int64_t patch = std::max(kRowsAtATime * across, block * kernels_.panel_width);
@@ -390,7 +398,7 @@ class BatchedProduct {
         patch.count = std::min(pieces.extent, pieces.Begin(last)) - pieces.Begin(first);
         patch.k = std::min(rows, source.k - l);
         patch.k_left = source.k_left - l;
-        if (factor.prologue.saved != nullptr) {
+        if (!factor.prologue.empty()) {
           patch = ComputePatch(factor, patch, At(scratch, strips_bytes_ + tile_bytes_));
         }
         for (int64_t piece = first; piece < last; ++piece) {
@@ -498,20 +506,30 @@ class BatchedProduct {
       const int64_t k = phase.blocks.Size(block);
       const int64_t k_begin = phase.k_begin + phase.blocks.Begin(block);
       const int64_t steps = kernels_.Steps(k);
-      PackPieces(kernels_.pack_strip, a_,
-                 {At(a_.data, (a_begin + k_begin * p_.a.col_stride) * sizes_.storage),
-                  p_.a.row_stride, p_.a.col_stride, p_.a.conjugate, p_.m, k, p_.k - k_begin},
-                 blocking_.strips, strip_begin, strip_end, strip_step_bytes(), scratch, scratch);
+      const char* const a = At(a_.data, (a_begin + k_begin * p_.a.col_stride) * sizes_.storage);
+      MicroTile tile;
+      tile.steps = steps;
+      tile.alpha = alpha_;
+      tile.adds = !phase.first || block > first_block;
+      if (blocking_.reads_a_unpacked) {
+        tile.a_stride = p_.a.row_stride;
+        tile.a_step = p_.a.col_stride;
+      } else {
+        tile.a_stride = 1;
+        tile.a_step = kernels_.strip_width;
+        PackPieces(kernels_.pack_strip, a_,
+                   {a, p_.a.row_stride, p_.a.col_stride, p_.a.conjugate, p_.m, k, p_.k - k_begin},
+                   blocking_.strips, strip_begin, strip_end, strip_step_bytes(), scratch, scratch);
+      }
+      const auto& multiply = tile.a_stride == 1 ? kernels_.multiply : kernels_.multiply_strided;
       for (int64_t strip = strip_begin; strip < strip_end; ++strip) {
         const int64_t row = blocking_.strips.Begin(strip);
         const int64_t rows = blocking_.strips.Size(strip);
         const Sums sums =
             SumsAt(matrix, phase, slice, row, first_row, column, scratch + strips_bytes_);
-        MicroTile tile;
-        tile.steps = steps;
-        tile.a = scratch + (strip - strip_begin) * steps * strip_step_bytes();
-        tile.alpha = alpha_;
-        tile.adds = !phase.first || block > first_block;
+        tile.a = blocking_.reads_a_unpacked
+                     ? At(a, row * p_.a.row_stride * sizes_.storage)
+                     : scratch + (strip - strip_begin) * steps * strip_step_bytes();
         tile.c_stride = sums.stride;
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
           const bool packed = panel >= phase.first_packed;
@@ -521,7 +539,7 @@ class BatchedProduct {
           tile.b_stride = packed ? kernels_.panel_width : p_.b.row_stride;
           tile.c = sums.data + (panel - panel_begin) * kernels_.panel_width * sizes_.real;
           tile.cols = blocking_.panels.Size(panel);
-          kernels_.multiply[rows * sizes_.parts - 1][(tile.cols - 1) / kernels_.lanes](tile);
+          multiply[rows * sizes_.parts - 1][(tile.cols - 1) / kernels_.lanes](tile);
         }
         if (phase.last && block == last_block && blocking_.slices.pieces == 1) {
           Finish(matrix, sums, row, rows, column, columns);
@@ -595,7 +613,7 @@ int64_t TimesPacked(DType dtype, const Product& product, bool first, const Work&
   if (product.c.col_stride != 1) return TimesPacked(dtype, Transposed(product), !first, work);
   if (!first || product.outputs() == 0) return 1;
   const Blocking blocking =
-      ChooseBlocking(GetTarget().gemm->of[static_cast<int>(dtype)], SizesOf(dtype), product, false,
+      ChooseBlocking(GetTarget().gemm->of[static_cast<int>(dtype)], SizesOf(dtype), product, {}, {},
                      WorkersPerMatrix(product, IsComplex(dtype), work.workers()));
   return blocking.ranges.pieces * CeilDiv(blocking.ranges.size, blocking.panels_per_tile);
 }

@@ -13,6 +13,8 @@ namespace stopgrad::cpu {
 struct Prologue {
   Activation activation = Activation::kLinear;
   const void* saved = nullptr;
+
+  bool empty() const { return saved == nullptr; }
 };
 
 // What happens to the product on its way out: z = alpha A B + bias, y = f(z). `bias` has an element

@@ -37,12 +37,14 @@ struct PackSource {
 // neighbours of the piece.
 using PackLoop = void (*)(const PackSource& source, void* packed);
 
-// C = alpha A B or C += alpha A B for as many rows and columns as fit the registers. A is a packed
-// strip; B's rows are b_stride apart, so it can be a panel or a matrix as it lies, and are read in
-// whole vectors; of C's, `cols` elements are written.
+// C = alpha A B or C += alpha A B for as many rows and columns as fit the registers. Either factor
+// can be packed or lie in its matrix, if that holds what is multiplied. B's rows are b_stride apart
+// and are read in whole vectors; of C's, `cols` elements are written.
 struct MicroTile {
   int64_t steps;  // rows of the packed strip
   const void* a;
+  int64_t a_stride;  // from row to row, or 1 for a loop that takes them to be next to each other
+  int64_t a_step;
   const void* b;
   int64_t b_stride;
   double alpha;
@@ -66,7 +68,9 @@ struct GemmKernels {
   int steps_of_two_k;  // rows of a packed piece for two of k: 1 of pairs, 2, or 4 of complex parts
   PackLoop pack_strip;
   PackLoop pack_panel;
-  MultiplyLoop multiply[kMostRows][kMostVectors];  // [rows - 1][vectors - 1]
+  // [rows - 1][vectors - 1], for rows of A next to each other, and a_stride apart.
+  MultiplyLoop multiply[kMostRows][kMostVectors];
+  MultiplyLoop multiply_strided[kMostRows][kMostVectors];
 
   int64_t Steps(int64_t k) const { return (k * steps_of_two_k + 1) / 2; }
 };

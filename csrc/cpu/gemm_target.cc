@@ -132,7 +132,7 @@ struct PairsOfBFloat16 {
 };
 #endif
 
-template <typename Arithmetic, int rows, int vectors>
+template <typename Arithmetic, int rows, int vectors, bool strided>
 void Multiply(const MicroTile& tile) {
   using T = typename Arithmetic::Sum;
   using Packed = typename Arithmetic::Packed;
@@ -147,9 +147,11 @@ void Multiply(const MicroTile& tile) {
 #pragma GCC unroll 14
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) Arithmetic::MultiplyAdd(a[i], b_row[v], &sums[i][v]);
+      for (int v = 0; v < vectors; ++v) {
+        Arithmetic::MultiplyAdd(a[strided ? i * tile.a_stride : i], b_row[v], &sums[i][v]);
+      }
     }
-    a += VectorOf<Packed>::kStripWidth;
+    a += tile.a_step;
     b += tile.b_stride;
   }
   const T alpha = static_cast<T>(tile.alpha);
@@ -298,7 +300,9 @@ void PackComplexPanel(const PackSource& source, void* packed) {
 
 template <typename Arithmetic, int rows, size_t... vectors>
 constexpr void FillVectors(GemmKernels* kernels, std::index_sequence<vectors...>) {
-  ((kernels->multiply[rows - 1][vectors] = Multiply<Arithmetic, rows, vectors + 1>), ...);
+  ((kernels->multiply[rows - 1][vectors] = Multiply<Arithmetic, rows, vectors + 1, false>), ...);
+  ((kernels->multiply_strided[rows - 1][vectors] = Multiply<Arithmetic, rows, vectors + 1, true>),
+   ...);
 }
 template <typename Arithmetic, size_t... rows>
 constexpr void FillRows(GemmKernels* kernels, std::index_sequence<rows...>) {
