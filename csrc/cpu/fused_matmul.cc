@@ -123,15 +123,12 @@ void AddGradient(const GradientProduct& planned, DType dtype, const Factor& a, c
   }
 }
 
-// Computed more often than that, dZ is better written once.
-constexpr int64_t kMostTimesComputed = 2;
-
 // Whether dZ need not be written, as a product's prologue computes it.
 bool IsPrologue(const GradientPlan& plan, const GradientNeeds& needs, DType dtype,
                 const Work& work) {
   if (needs.z || plan.sums_bias || plan.a.runs == plan.b.runs) return false;
   const Product& product = plan.a.runs ? plan.a.product : plan.b.product;
-  return TimesPacked(dtype, product, plan.a.runs, work) <= kMostTimesComputed;
+  return ComputesAsItPacks(dtype, product, plan.a.runs, work);
 }
 
 }  // namespace

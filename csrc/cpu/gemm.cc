@@ -40,6 +40,8 @@ constexpr int64_t kFewestBlocksPerSlice = 2;
 constexpr int64_t kFewestStripsToPack = 3;
 constexpr int64_t kLargestUnpackedB = 32 << 10;
 constexpr int64_t kFewestPanelsToPack = 5;
+// A factor that would be computed more often as it is packed is better computed before.
+constexpr int64_t kMostTimesComputed = 2;
 // Where a matrix's rows lie across strips or panels, so many of its rows are packed at a time, and
 // so many panels by one thread.
 constexpr int64_t kRowsAtATime = 16;
@@ -609,13 +611,20 @@ class BatchedProduct {
 
 }  // namespace
 
-int64_t TimesPacked(DType dtype, const Product& product, bool first, const Work& work) {
-  if (product.c.col_stride != 1) return TimesPacked(dtype, Transposed(product), !first, work);
-  if (!first || product.outputs() == 0) return 1;
+bool ComputesAsItPacks(DType dtype, const Product& product, bool first, const Work& work) {
+  if (product.c.col_stride != 1) {
+    return ComputesAsItPacks(dtype, Transposed(product), !first, work);
+  }
+  // The second factor is packed once, the first one for every column of tiles.
+  if (!first || product.outputs() == 0) return true;
+  // Patches that lie across strips end where tiles do, which the number of threads decides, and
+  // elements behind the last whole vector may differ in the last digit from those before it.
+  if (product.a.row_stride == 1) return false;
   const Blocking blocking =
       ChooseBlocking(GetTarget().gemm->of[static_cast<int>(dtype)], SizesOf(dtype), product, {}, {},
                      WorkersPerMatrix(product, IsComplex(dtype), work.workers()));
-  return blocking.ranges.pieces * CeilDiv(blocking.ranges.size, blocking.panels_per_tile);
+  return blocking.ranges.pieces * CeilDiv(blocking.ranges.size, blocking.panels_per_tile) <=
+         kMostTimesComputed;
 }
 
 void AddProduct(DType dtype, const Product& product, double alpha, const Factor& a, const Factor& b,

@@ -32,9 +32,9 @@ struct Factor {
   Prologue prologue = {};
 };
 
-// How often the product's first or second factor is packed, which is how often a prologue is
-// computed.
-int64_t TimesPacked(DType dtype, const Product& product, bool first, const Work& work);
+// Whether the product's first or second factor, if it has a prologue, is better computed as it is
+// packed than before.
+bool ComputesAsItPacks(DType dtype, const Product& product, bool first, const Work& work);
 
 // Adds a simplified product to the work: C = f(alpha A B + bias). Every element of C is written,
 // whatever was there before; a sum over nothing is 0. `alpha` must be 1 for integers.

@@ -107,6 +107,34 @@ def test_result_does_not_depend_on_threads(
     assert others == [one, one]
 
 
+@pytest.mark.parametrize("dtype", FLOATING, indirect=True)
+@pytest.mark.parametrize("needed", ["a", "b"])
+@pytest.mark.parametrize("layout", ["normal", "transpose"])
+@pytest.mark.parametrize("border", BORDERS)
+def test_gradient_through_an_activation_does_not_depend_on_threads(
+    rng: np.random.Generator, dtype: str, border: str, layout: str, needed: str
+) -> None:
+    a, b = BORDERS[border]
+    problem = reference.random_problem(rng, a, b, dtype, layout_a=layout, layout_b=layout)
+    z, dy = (reference.random_array(rng, (*a[:-1], b[-1]), dtype) for _ in range(2))
+    one, *others = (
+        _kernels.matmul_gradient(
+            dy,
+            problem.a,
+            problem.b,
+            z,
+            needed=[needed],
+            layout_a=layout,
+            layout_b=layout,
+            activation="gelu",
+            threads=n,
+            poison=True,
+        )[needed].tobytes()
+        for n in (1, 2, 5)
+    )
+    assert others == [one, one]
+
+
 def test_not_a_number_beside_a_piece_stays_out_of_it() -> None:
     """Packing reads whole vectors, beyond the last row and column of a piece."""
     whole = np.full((64, 64), np.nan, np.float32)
