@@ -99,20 +99,20 @@ struct ActivationFunction<Activation::kGelu, T> {
 };
 
 // With x = |z|, the tail is Phi(-x) = e^(-x^2 / 2) R(x), where R is smooth and falls like 1 / x.
-// Polynomials in a quotient that squeezes all x into [-1/2, 1/2] take the place of R.
+// Polynomials in a quotient that squeezes all x into [0, 1] take the place of R.
 template <>
 struct ActivationFunction<Activation::kGelu, float> {
   // From here on the tail is 0.
   float high = Opaque(14.75f);
 
-  // max(z, 0) - x Phi(-x), and a polynomial for (x + c) R(x); 4.7e-9.
+  // max(z, 0) - x Phi(-x), and a polynomial for (x + c) R(x); 5.8e-9.
   float Value(float z) const {
     const float x = AtMost(high, std::fabs(z));
     // x / (x + c) could be subnormal: 2^32 times that is not.
-    const float quotient = x * 0x1p32f / (x + 0x1.bp+1f);
-    const float flat = Polynomial(quotient * 0x1p-32f - 0.5f, 0x1.7b6eep-1f, -0x1.1b21ccp+0f,
-                                  0x1.2e77p+0f, -0x1.92fb62p-1f, 0x1.1dbb36p-3f, 0x1.006468p-2f,
-                                  -0x1.27469p-3f, -0x1.bd4572p-4f, 0x1.45f39ap-4f, 0x1.1bc74p-4f);
+    const float quotient = x * 0x1p32f / (x + 0x1.b6p+1f);
+    const float flat = Polynomial(quotient * 0x1p-32f - 0.375f, 0x1.ce0bep-1f, -0x1.758b3ap+0f,
+                                  0x1.8a20ecp+0f, -0x1.c8bc2p-1f, 0x1.3a7fd8p-7f, 0x1.4c8d68p-2f,
+                                  -0x1.cf676ep-5f, -0x1.2fafbp-3f, 0x1.26014ap-6f, 0x1.0b85fcp-4f);
     const float tail = TimesScaledExpOfSquare(quotient * flat, x);
     return AtLeast(0.0f, z) - tail * 0x1p-96f;
   }
