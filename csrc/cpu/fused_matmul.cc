@@ -8,6 +8,7 @@
 #include "core/stats.h"
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
+#include "cpu/storage.h"
 #include "cpu/targets.h"
 
 namespace stopgrad::cpu {
@@ -33,7 +34,8 @@ constexpr int64_t kColsPerTask = 1024;
 
 // Few rows are divided among the threads, many leave few sums to be added at the end.
 int64_t RowsPerTask(int64_t rows) {
-  return std::clamp<int64_t>(rows / 64 / kRowsPerSum, 2, 16) * kRowsPerSum;
+  constexpr int64_t kTasks = 64;
+  return std::clamp<int64_t>(rows / kTasks / kRowsPerSum, 2, 16) * kRowsPerSum;
 }
 
 template <typename Accumulator>
@@ -98,12 +100,7 @@ Status AddPassOverDy(DType dtype, int64_t rows, int64_t cols, Activation activat
     for (int64_t j = begin; j < end; ++j) {
       Sum sum(0);
       for (int64_t block = 0; block < row_blocks; ++block) sum += partial[block * cols + j];
-      const auto value = static_cast<Accumulator>(sum * bias_scale);
-      if constexpr (std::is_same_v<Storage, Accumulator>) {
-        dbias[j] = value;
-      } else {
-        FromFloat(value, &dbias[j]);
-      }
+      Store(static_cast<Accumulator>(sum * bias_scale), &dbias[j]);
     }
   });
   return Status();

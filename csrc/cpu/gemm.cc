@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/blocking.h"
 #include "cpu/parallel.h"
 #include "cpu/targets.h"
 
@@ -12,57 +13,13 @@ namespace stopgrad::cpu {
 
 namespace {
 
-// A packed strip stays in the first cache, next to the rows of a panel that go by: 3/4 of 32 KiB.
-constexpr int64_t kStripBytes = 24 << 10;
-// The longest chain of additions before a sum is added to what came before.
-constexpr int64_t kLongestBlock = 384;
-// A tile's panels go by its strips, out of the second cache or, as a panel takes as long to
-// multiply as a hundred of its lines to come, out of the last one. The more of them, the less often
-// a strip is packed.
-constexpr int64_t kTilePanelBytes = 3 << 19;
-constexpr int64_t kMostStripsPerTile = 8;
-// All threads share the packed panels through the last cache. This is also the most memory that
-// they take, but for a single panel of the longest pass.
-constexpr int64_t kPanelBytes = 4 << 20;
-// The longer a pass, the fewer panels are in the shared memory at a time, and the more often strips
-// are packed for others; the shorter, the more often sums are added to. That costs little in C, and
-// memory of C's size elsewhere.
-constexpr int64_t kLongestPassIntoC = 3 * kLongestBlock;
-constexpr int64_t kLongestPass = 8192;
-// Pieces of k are whole vectors of steps, of pairs as well.
-constexpr int64_t kStepOfK = 32;
 constexpr int64_t kPiecesOfSplitTile = 4;
-// A C of fewer micro-tiles is computed in slices of k, each of two blocks at least.
-constexpr int64_t kFewestMicroTiles = 32;
-constexpr int64_t kFewestBlocksPerSlice = 2;
-// With fewer strips, or where all of B stays in the first cache, packing it costs more than it
-// saves; so does packing A for few panels.
-constexpr int64_t kFewestStripsToPack = 3;
-constexpr int64_t kLargestUnpackedB = 32 << 10;
-constexpr int64_t kFewestPanelsToPack = 5;
 // A factor that would be computed more often as it is packed is better computed before.
 constexpr int64_t kMostTimesComputed = 2;
 // Where a matrix's rows lie across strips or panels, so many of its rows are packed at a time, and
 // so many panels by one thread.
 constexpr int64_t kRowsAtATime = 16;
 constexpr int64_t kPanelsAtATime = 8;
-
-struct ElementSizes {
-  int64_t storage;
-  int64_t real;   // of the accumulator type, or of one part where that is complex
-  int64_t parts;  // 2 where it is complex
-
-  bool c_can_hold_sums() const { return parts == 1 && storage == real; }
-};
-
-ElementSizes SizesOf(DType dtype) {
-  return VisitDType(dtype, [](auto traits) {
-    using Traits = decltype(traits);
-    constexpr int64_t kParts = Traits::kComplex ? 2 : 1;
-    return ElementSizes{sizeof(typename Traits::Storage),
-                        sizeof(typename Traits::Accumulator) / kParts, kParts};
-  });
-}
 
 struct Offsets {
   int64_t a = 0;
@@ -81,98 +38,6 @@ Offsets OffsetsAt(const std::vector<BatchDim>& dims, int64_t index) {
     offsets.c += position * dims[i].c_stride;
   }
   return offsets;
-}
-
-// [0, extent) in pieces of one size; the last one may be smaller. There is at least one piece.
-struct Division {
-  int64_t extent;
-  int64_t size;
-  int64_t pieces;
-
-  int64_t Begin(int64_t piece) const { return piece * size; }
-  int64_t Size(int64_t piece) const { return std::min(size, extent - Begin(piece)); }
-};
-
-Division InPiecesOf(int64_t size, int64_t extent) {
-  return {extent, size, std::max<int64_t>(1, CeilDiv(extent, size))};
-}
-
-// In as few pieces as possible, as equal as possible in steps; `most` is a multiple of the step.
-Division InPiecesOfAtMost(int64_t most, int64_t extent, int64_t step = 1) {
-  const int64_t pieces = InPiecesOf(std::max(step, most), extent).pieces;
-  const int64_t size = CeilDiv(CeilDiv(extent, pieces), step) * step;
-  return InPiecesOf(std::clamp<int64_t>(size, 1, std::max<int64_t>(1, extent)), extent);
-}
-
-// How one C is computed. Its columns fall into ranges, k into passes. For every range and pass, the
-// panels are packed and then the tiles of C computed, each by one thread: strip after strip, over
-// blocks of k so short that a packed strip stays in the first cache. A small C with a long k has
-// too few tiles for many threads: there each tile is computed several times, over a slice of a
-// pass's blocks, and the slices' sums are added in the end. In which order the products of an
-// element are added follows from the sizes alone, so results are the same on any number of threads.
-struct Blocking {
-  Division strips;  // of m
-  Division passes;  // of k
-  Division panels;  // of n
-  Division ranges;  // of the panels
-  bool reads_a_unpacked;
-  int64_t packed_panels;  // so many of the last ones are packed, the others read where they lie
-  int64_t longest_block;
-  Division slices;  // of the blocks of a whole pass
-  int64_t strips_per_tile;
-  int64_t panels_per_tile;
-  int64_t split_tiles;  // so many of the last ones are done in pieces
-};
-
-Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, const Product& p,
-                        const Prologue& a, const Prologue& b, int64_t workers) {
-  const auto panel_bytes = [&](int64_t k) {
-    return kernels.Steps(k) * kernels.panel_width * kernels.element_size;
-  };
-  const Division strips = InPiecesOfAtMost(kernels.rows / sizes.parts, p.m);
-  const Division panels = InPiecesOf(kernels.panel_width, p.n);
-  const int64_t micro_tiles = strips.pieces * panels.pieces;
-  const bool sums_in_c = sizes.c_can_hold_sums() && micro_tiles >= kFewestMicroTiles;
-  const Division passes =
-      InPiecesOfAtMost(sums_in_c ? kLongestPassIntoC : kLongestPass, p.k, kStepOfK);
-
-  const bool lies_as_multiplied = sizes.storage == kernels.element_size;
-  const bool reads_a_unpacked =
-      lies_as_multiplied && a.empty() && panels.pieces < kFewestPanelsToPack;
-  const bool reads_b_unpacked =
-      lies_as_multiplied && b.empty() && p.b.col_stride == 1 &&
-      (strips.pieces < kFewestStripsToPack || p.k * p.n * sizes.storage <= kLargestUnpackedB);
-  const int64_t packed_panels = !reads_b_unpacked                ? panels.pieces
-                                : p.n % kernels.panel_width == 0 ? 0
-                                                                 : 1;
-  const Division ranges = InPiecesOfAtMost(
-      reads_b_unpacked ? panels.pieces : kPanelBytes / panel_bytes(passes.size), panels.pieces);
-
-  const int64_t longest_block =
-      std::min<int64_t>(kLongestBlock, kStripBytes / (kernels.strip_width * kernels.element_size)) *
-      2 / kernels.steps_of_two_k;
-  const Division blocks = InPiecesOfAtMost(longest_block, passes.size, kStepOfK);
-  const int64_t most_slices = std::max<int64_t>(1, blocks.pieces / kFewestBlocksPerSlice);
-  const int64_t wanted_slices = std::min(most_slices, CeilDiv(kFewestMicroTiles, micro_tiles));
-  const Division slices = InPiecesOf(CeilDiv(blocks.pieces, wanted_slices), blocks.pieces);
-  int64_t strips_per_tile = kMostStripsPerTile;
-  int64_t panels_per_tile = std::min(kTilePanelBytes / panel_bytes(blocks.size), ranges.size);
-  if (workers > 1) {
-    // Several tiles for every thread, so that nobody waits long for the last one.
-    const int64_t wanted = CeilDiv(8 * workers, slices.pieces);
-    const int64_t tile_columns = CeilDiv(ranges.size, panels_per_tile);
-    strips_per_tile =
-        std::clamp<int64_t>(strips.pieces / CeilDiv(wanted, tile_columns), 1, kMostStripsPerTile);
-    const int64_t tile_rows = CeilDiv(strips.pieces, strips_per_tile);
-    panels_per_tile =
-        std::clamp<int64_t>(ranges.size / CeilDiv(wanted, tile_rows), 1, panels_per_tile);
-  }
-  strips_per_tile = InPiecesOfAtMost(strips_per_tile, strips.pieces).size;
-  panels_per_tile = InPiecesOfAtMost(panels_per_tile, ranges.size).size;
-  // What remains when the first thread finds nothing more to do is one tile for each of the others.
-  const int64_t split_tiles = workers > 1 ? workers : 0;
-  return {strips,        passes, panels,          ranges,          reads_a_unpacked, packed_panels,
-          longest_block, slices, strips_per_tile, panels_per_tile, split_tiles};
 }
 
 const char* At(const void* data, int64_t bytes) { return static_cast<const char*>(data) + bytes; }
@@ -313,8 +178,7 @@ class BatchedProduct {
         std::max(phase.first_panel, blocking_.panels.pieces - blocking_.packed_panels);
     phase.term = pass / blocking_.passes.pieces;
     phase.k_begin = blocking_.passes.Begin(piece);
-    phase.blocks =
-        InPiecesOfAtMost(blocking_.longest_block, blocking_.passes.Size(piece), kStepOfK);
+    phase.blocks = blocking_.BlocksOf(blocking_.passes.Size(piece));
     phase.slices = InPiecesOf(blocking_.slices.size, phase.blocks.pieces);
     phase.tiles = CeilDiv(phase.panels, blocking_.panels_per_tile) *
                   CeilDiv(blocking_.strips.pieces, blocking_.strips_per_tile);

@@ -115,8 +115,9 @@ struct PairsOfBFloat16 {
   }
   static Vector<uint32_t> PackAcross(const BFloat16* from, int64_t k_stride) {
     uint32_t pairs[VectorOf<uint32_t>::kLanes];
-    for (int i = 0; i < VectorOf<uint32_t>::kLanes; ++i)
+    for (int i = 0; i < VectorOf<uint32_t>::kLanes; ++i) {
       pairs[i] = Pair(from[i], from[k_stride + i]);
+    }
     return LoadVector(pairs);
   }
   static Vector<uint32_t> PackAlong(const BFloat16* from) {
@@ -126,7 +127,7 @@ struct PairsOfBFloat16 {
   }
 
   static void MultiplyAdd(uint32_t a, const Vector<uint32_t>& b, Vector<float>* sum) {
-    const Vector<uint32_t> pair = a - Vector<uint32_t>{};
+    const Vector<uint32_t> pair = a - Vector<uint32_t>{};  // in every lane
     *sum = (Vector<float>)_mm512_dpbf16_ps((__m512)*sum, (__m512bh)pair, (__m512bh)b);
   }
 };

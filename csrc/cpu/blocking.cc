@@ -1,0 +1,114 @@
+#include "cpu/blocking.h"
+
+#include "cpu/parallel.h"
+
+namespace stopgrad::cpu {
+
+namespace {
+
+// A packed strip stays in the first cache, next to the rows of a panel that go by: 3/4 of 32 KiB.
+constexpr int64_t kStripBytes = 24 << 10;
+// The longest chain of additions before a sum is added to what came before.
+constexpr int64_t kLongestBlock = 384;
+// A tile's panels go by its strips, out of the second cache or, as a panel takes as long to
+// multiply as a hundred of its lines to come, out of the last one. The more of them, the less often
+// a strip is packed.
+constexpr int64_t kTilePanelBytes = 3 << 19;
+constexpr int64_t kMostStripsPerTile = 8;
+// All threads share the packed panels through the last cache. This is also the most memory that
+// they take, but for a single panel of the longest pass.
+constexpr int64_t kPanelBytes = 4 << 20;
+// The longer a pass, the fewer panels are in the shared memory at a time, and the more often strips
+// are packed for others; the shorter, the more often sums are added to. That costs little in C, and
+// memory of C's size elsewhere.
+constexpr int64_t kLongestPassIntoC = 3 * kLongestBlock;
+constexpr int64_t kLongestPass = 8192;
+// Pieces of k are whole vectors of steps, of pairs as well.
+constexpr int64_t kStepOfK = 32;
+// A C of fewer micro-tiles is computed in slices of k, each of two blocks at least.
+constexpr int64_t kFewestMicroTiles = 32;
+constexpr int64_t kFewestBlocksPerSlice = 2;
+// With fewer strips, or where all of B stays in the first cache, packing it costs more than it
+// saves; so does packing A for few panels.
+constexpr int64_t kFewestStripsToPack = 3;
+constexpr int64_t kLargestUnpackedB = 32 << 10;
+constexpr int64_t kFewestPanelsToPack = 5;
+
+// In as few pieces as possible, as equal as possible in steps; `most` is a multiple of the step.
+Division InPiecesOfAtMost(int64_t most, int64_t extent, int64_t step = 1) {
+  const int64_t pieces = InPiecesOf(std::max(step, most), extent).pieces;
+  const int64_t size = CeilDiv(CeilDiv(extent, pieces), step) * step;
+  return InPiecesOf(std::clamp<int64_t>(size, 1, std::max<int64_t>(1, extent)), extent);
+}
+
+}  // namespace
+
+ElementSizes SizesOf(DType dtype) {
+  return VisitDType(dtype, [](auto traits) {
+    using Traits = decltype(traits);
+    constexpr int64_t kParts = Traits::kComplex ? 2 : 1;
+    return ElementSizes{sizeof(typename Traits::Storage),
+                        sizeof(typename Traits::Accumulator) / kParts, kParts};
+  });
+}
+
+Division InPiecesOf(int64_t size, int64_t extent) {
+  return {extent, size, std::max<int64_t>(1, CeilDiv(extent, size))};
+}
+
+Division Blocking::BlocksOf(int64_t k) const {
+  return InPiecesOfAtMost(longest_block, k, kStepOfK);
+}
+
+Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, const Product& p,
+                        const Prologue& a, const Prologue& b, int64_t workers) {
+  const auto panel_bytes = [&](int64_t k) {
+    return kernels.Steps(k) * kernels.panel_width * kernels.element_size;
+  };
+  const Division strips = InPiecesOfAtMost(kernels.rows / sizes.parts, p.m);
+  const Division panels = InPiecesOf(kernels.panel_width, p.n);
+  const int64_t micro_tiles = strips.pieces * panels.pieces;
+  const bool sums_in_c = sizes.c_can_hold_sums() && micro_tiles >= kFewestMicroTiles;
+  const Division passes =
+      InPiecesOfAtMost(sums_in_c ? kLongestPassIntoC : kLongestPass, p.k, kStepOfK);
+
+  const bool lies_as_multiplied = sizes.storage == kernels.element_size;
+  const bool reads_a_unpacked =
+      lies_as_multiplied && a.empty() && panels.pieces < kFewestPanelsToPack;
+  const bool reads_b_unpacked =
+      lies_as_multiplied && b.empty() && p.b.col_stride == 1 &&
+      (strips.pieces < kFewestStripsToPack || p.k * p.n * sizes.storage <= kLargestUnpackedB);
+  const int64_t packed_panels = !reads_b_unpacked                ? panels.pieces
+                                : p.n % kernels.panel_width == 0 ? 0
+                                                                 : 1;
+  const Division ranges = InPiecesOfAtMost(
+      reads_b_unpacked ? panels.pieces : kPanelBytes / panel_bytes(passes.size), panels.pieces);
+
+  const int64_t longest_block =
+      std::min<int64_t>(kLongestBlock, kStripBytes / (kernels.strip_width * kernels.element_size)) *
+      2 / kernels.steps_of_two_k;
+  const Division blocks = InPiecesOfAtMost(longest_block, passes.size, kStepOfK);
+  const int64_t most_slices = std::max<int64_t>(1, blocks.pieces / kFewestBlocksPerSlice);
+  const int64_t wanted_slices = std::min(most_slices, CeilDiv(kFewestMicroTiles, micro_tiles));
+  const Division slices = InPiecesOf(CeilDiv(blocks.pieces, wanted_slices), blocks.pieces);
+  int64_t strips_per_tile = kMostStripsPerTile;
+  int64_t panels_per_tile = std::min(kTilePanelBytes / panel_bytes(blocks.size), ranges.size);
+  if (workers > 1) {
+    // Several tiles for every thread, so that nobody waits long for the last one.
+    const int64_t wanted = CeilDiv(8 * workers, slices.pieces);
+    const int64_t tile_columns = CeilDiv(ranges.size, panels_per_tile);
+    strips_per_tile =
+        std::clamp<int64_t>(strips.pieces / CeilDiv(wanted, tile_columns), 1, kMostStripsPerTile);
+    const int64_t tile_rows = CeilDiv(strips.pieces, strips_per_tile);
+    panels_per_tile =
+        std::clamp<int64_t>(ranges.size / CeilDiv(wanted, tile_rows), 1, panels_per_tile);
+  }
+  strips_per_tile = InPiecesOfAtMost(strips_per_tile, strips.pieces).size;
+  panels_per_tile = InPiecesOfAtMost(panels_per_tile, ranges.size).size;
+  // What remains when the first thread finds nothing more to do is one tile for each of the others.
+  const int64_t split_tiles = workers > 1 ? workers : 0;
+  return {strips,        passes, panels,          ranges,          reads_a_unpacked, packed_panels,
+          longest_block, slices, strips_per_tile, panels_per_tile, split_tiles};
+}
+
+}  // namespace stopgrad::cpu
