@@ -219,10 +219,14 @@ def gradients(
     dy: Array,
     scales: Mapping[str, float] | None = None,
     z: Array | None = None,
+    rows: Any = None,
+    regions: Mapping[str, Array] | None = None,
 ) -> dict[str, Exact]:
     """Return the gradients of a, b and bias, and as "z" that of the pre-activation.
 
     Forward rounds the pre-activation, which may carry it over a kink; `z` says where it went.
+    `rows` broadcasts against the rows of y, and a row at 0 sends nothing back, not even a NaN; the
+    gradient of z is that of all rows. `regions` maps operands to masks of their stored shapes.
     """
     scales = scales or {}
     a = apply_layout(widen(problem.a), problem.layout_a)
@@ -240,9 +244,17 @@ def gradients(
         size = size * (1 + np.abs(z) * _gelu_tanh_slope(z))
     adjoint = lambda x: np.conj(np.swapaxes(x, -1, -2))  # noqa: E731
     results = {"z": Exact(dz, size, 1)}
+    if rows is not None:
+        factor = np.broadcast_to(widen(np.asarray(rows)), dz.shape[:-1])[..., None]
+        with np.errstate(invalid="ignore"):  # what stands in a row at 0 does not count
+            dz = np.where(factor == 0, 0, dz * factor)
+            size = np.where(factor == 0, 0, size * np.abs(factor))
 
     def add(name: str, value: Array, magnitude: Array, terms: int) -> None:
         scale = scales.get(name, 1.0)
+        if regions is not None and name in regions:
+            value = np.where(regions[name], value, 0)
+            magnitude = np.where(regions[name], magnitude, 0)
         results[name] = Exact(scale * value, abs(scale) * magnitude, terms)
 
     def add_factor(name: str, stored: Array, layout: str, product: Exact) -> None:
