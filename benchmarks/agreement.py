@@ -22,6 +22,8 @@ _GRADIENTS = 0.02
 def disagreement(ours: Mapping[str, Array], theirs: Mapping[str, Array], dtype: str) -> str | None:
     """Compare results by name, in the root mean square over each array.
 
+    Gradients must also have the same rows and columns of exact zeros: what does not learn.
+
     Returns
     -------
     What differs, or `None`.
@@ -45,4 +47,13 @@ def disagreement(ours: Mapping[str, Array], theirs: Mapping[str, Array], dtype: 
         off, size = np.linalg.norm(found - due), np.linalg.norm(due)
         if not off <= allowed * size:
             return f"{name} is off by {off / size if size else off:.2g}; {allowed:.2g} is allowed"
+        if name != "y" and due.ndim >= 2:
+            for axis, lines in ((-1, "rows"), (-2, "columns")):
+                # The mean square would not see one row of noise among many that learn.
+                found_zero, due_zero = ~found.any(axis=axis), ~due.any(axis=axis)
+                if (found_zero != due_zero).any():
+                    return (
+                        f"{name} has other {lines} of exact zeros: {found_zero.sum()} of them, and"
+                        f" {due_zero.sum()} are due"
+                    )
     return None

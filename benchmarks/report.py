@@ -117,13 +117,15 @@ def _about_machine(machine: Mapping[str, Any]) -> list[str]:
     return lines + [f"* {remark}" for remark in machine["remarks"]]
 
 
-def make_report(records: Sequence[Record], machine: Mapping[str, Any], plot: str | None) -> str:
+def make_report(
+    records: Sequence[Record], machine: Mapping[str, Any], pictures: Mapping[str, str]
+) -> str:
     """Return the whole report.
 
     Parameters
     ----------
-    plot
-        Path of the picture as the report refers to it.
+    pictures
+        What each one shows, by its path as the report refers to it.
     """
     plan = machine["plan"]
     parts = [
@@ -146,8 +148,7 @@ def make_report(records: Sequence[Record], machine: Mapping[str, Any], plot: str
         ]
         parts += ["## Failed", "\n".join(failures)]
     parts += ["## Targets", _target_table(records)]
-    if plot is not None:
-        parts += [f"![Speed of square products against their size]({plot})"]
+    parts += [f"![{about}]({path})" for path, about in pictures.items()]
     for name, suite in SUITES.items():
         found = [record for record in records if record["suite"] == name]
         if found:

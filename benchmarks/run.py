@@ -43,7 +43,10 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write Markdown there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG there")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE",
+        help="write a PNG of the suite `scaling` there, and one of `control` beside it",
+    )  # fmt: skip
     parser.add_argument(
         "--quick", action="store_true",
         help="smaller cases and short turns: shows that everything runs, and no figures to keep",
@@ -170,16 +173,18 @@ def _write(options: argparse.Namespace, records: list[Record], machine: dict[str
     if options.json is not None:
         text = json.dumps([*records, {"machine": machine}], indent=1, ensure_ascii=False)
         options.json.write_text(text + "\n")
-    plot = None
+    pictures: dict[str, str] = {}
     if options.plot is not None:
         from plot import draw
 
-        if draw(records, machine, options.plot):
-            start = options.report.parent if options.report is not None else Path()
-            plot = os.path.relpath(options.plot, start)
-        else:
-            print("nothing to plot: that takes the suite `scaling`")
-    report = make_report(records, machine, plot)
+        start = options.report.parent if options.report is not None else Path()
+        pictures = {
+            os.path.relpath(picture.file, start): picture.about
+            for picture in draw(records, machine, options.plot)
+        }
+        if not pictures:
+            print("nothing to plot: that takes the suite `scaling` or `control`")
+    report = make_report(records, machine, pictures)
     if options.report is not None:
         options.report.write_text(report)
     print()

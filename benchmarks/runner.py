@@ -53,7 +53,7 @@ class Plan:
 
 
 FULL = Plan(rounds=5, turn=0.15, pause=0.25, most_flops=None, limit_seconds=0.2)
-QUICK = Plan(rounds=2, turn=0.02, pause=0.05, most_flops=1.1e9, limit_seconds=0.02)
+QUICK = Plan(rounds=2, turn=0.02, pause=0.05, most_flops=3.3e9, limit_seconds=0.02)
 
 
 class PeerError(Exception):
@@ -284,10 +284,11 @@ class Runner:
 
 
 def in_groups(cases: Iterable[Case], modes: Sequence[Mode]) -> list[list[Task]]:
-    """Return what is measured together: each case in each mode alone, or a whole group."""
-    tasks = [(case, mode) for case in cases for mode in case.modes if mode in modes]
+    """Return what is measured together: each case in each mode alone, or a whole group in one."""
     groups: list[list[Task]] = []
-    for name, members in groupby(tasks, key=lambda task: task[0].group):
+    for name, members in groupby(cases, key=lambda case: case.group):
         found = list(members)
-        groups += [found] if name else [[task] for task in found]
+        for together in [found] if name else [[case] for case in found]:
+            tasks = ([(case, mode) for case in together if mode in case.modes] for mode in modes)
+            groups += filter(None, tasks)
     return groups

@@ -7,7 +7,9 @@ description and the same arrays.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +31,19 @@ FUNCTION: tuple[Mode, ...] = ("function",)
 BOTH: tuple[Mode, ...] = ("eager", "function")
 
 
+class Part(NamedTuple):
+    """A share of the weights' rows or columns: the last ones, or by index some drawn at random."""
+
+    axis: Literal["rows", "columns"]
+    share: float
+    by_index: bool = False
+
+
+def count(extent: int, share: float) -> int:
+    """Return how many of so many a share is."""
+    return round(extent * share)
+
+
 @dataclass(frozen=True)
 class Layer:
     """`activation(h @ weights + bias)`.
@@ -41,6 +56,13 @@ class Layer:
         As `sg.matmul` names it.
     learns
         Whether weights and bias get a gradient.
+    trainable
+        The part of the weights that learns, a matrix not transposed; the rest gets zeros.
+    active_rows
+        The share of the output's rows that send a gradient back, as a mask which is read at each
+        step; `None` stands for no mask.
+    gradient_scale, scaled
+        A factor which is read at each step, and what it is for: the weights' gradient, or all.
     """
 
     weights: Shape
@@ -48,6 +70,15 @@ class Layer:
     activation: str = "linear"
     learns: bool = True
     transposed: bool = False
+    trainable: Part | None = None
+    active_rows: float | None = None
+    gradient_scale: float | None = None
+    scaled: Literal["weights", "all"] = "all"
+
+    @property
+    def is_controlled(self) -> bool:
+        """Whether a part of a gradient is switched off or scaled."""
+        return (self.trainable, self.active_rows, self.gradient_scale) != (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -67,7 +98,8 @@ class Case:
     threads
         `None` means as many as the run has.
     group
-        Cases of one group are measured in turn with each other, because they are compared.
+        Cases of one group are measured in turn with each other, because they are compared; each
+        mode in turns of its own.
     """
 
     suite: str
@@ -115,7 +147,7 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the products that must run."""
+        """Floating-point operations of the products that must run, on what of them must."""
         each = 8 if self.dtype.startswith("complex") else 2
         total, rows = 0, self.x[:-1]
         for index, layer in enumerate(self.layers):
@@ -123,20 +155,40 @@ class Case:
             if layer.transposed:
                 k, n = n, k
             rows = (*np.broadcast_shapes(rows[:-1], layer.weights[:-2]), rows[-1])
-            count = sum(name != "bias" for name in self.needs(index))
-            runs = {"forward": 1, "backward": count}.get(self.kind, 1 + count)
-            total += runs * each * math.prod(rows) * k * n
+            share = 1 if layer.active_rows is None else layer.active_rows
+            active = math.prod(rows[:-1]) * count(rows[-1], share)
+            learning = {"rows": k, "columns": n}
+            if layer.trainable is not None:
+                axis, share, _ = layer.trainable
+                learning[axis] = count(learning[axis], share)
+            backward = {"a": active * k * n, "b": active * math.prod(learning.values())}
+            if layer.gradient_scale == 0:
+                backward = {"a": backward["a"]} if layer.scaled == "weights" else {}
+            if self.kind != "backward":
+                total += each * math.prod(rows) * k * n
+            if self.kind != "forward":
+                total += each * sum(backward.get(name, 0) for name in self.needs(index))
         return total
 
 
 class Arrays(NamedTuple):
-    """What a case starts from; `None` stands for no bias."""
+    """What a case starts from; `None` stands for no bias, no mask.
+
+    Attributes
+    ----------
+    learning
+        For each layer, which of its weights learn: bool, of the weights' shape.
+    active
+        For each layer, which rows of its output send a gradient back: bool, a vector.
+    """
 
     x: Array
     weights: list[Array]
     biases: list[Array | None]
     upstream: Array
     target: Array
+    learning: list[Array | None]
+    active: list[Array | None]
 
 
 def numpy_dtype(name: Any) -> np.dtype[Any]:
@@ -147,6 +199,26 @@ def numpy_dtype(name: Any) -> np.dtype[Any]:
         name = ml_dtypes.bfloat16
     dtype: np.dtype[Any] = np.dtype(name)
     return dtype
+
+
+def _draw_mask(random: np.random.Generator, extent: int, share: float) -> Array:
+    """Return a mask that is true at random places, so many as the share says."""
+    return random.permutation(extent) < count(extent, share)
+
+
+def _learning_mask(random: np.random.Generator, layer: Layer) -> Array | None:
+    if layer.trainable is None:
+        return None
+    axis, share, by_index = layer.trainable
+    k, n = layer.weights
+    extent = k if axis == "rows" else n
+    if by_index:
+        mask = _draw_mask(random, extent, share)
+    else:
+        mask = np.arange(extent) >= extent - count(extent, share)
+    learning: Array = np.empty((k, n), bool)
+    learning[:] = mask[:, None] if axis == "rows" else mask
+    return learning
 
 
 def make_arrays(case: Case) -> Arrays:
@@ -163,7 +235,8 @@ def make_arrays(case: Case) -> Arrays:
         return np.asarray(values * np.float32(scale), dtype)
 
     x = draw(case.x)
-    weights, biases, rows = [], [], case.x[:-1]
+    weights, biases, learning, active = [], [], [], []
+    rows = case.x[:-1]
     for layer in case.layers:
         k, n = layer.weights[-2:]
         if layer.transposed:
@@ -172,7 +245,10 @@ def make_arrays(case: Case) -> Arrays:
         # With this scale all layers put out numbers about 1, where activations bend.
         weights.append(draw(layer.weights, 1 / math.sqrt(k)))
         biases.append(draw((n,), 0.1) if layer.bias else None)
-    return Arrays(x, weights, biases, draw((*rows, n)), draw((*rows, n)))
+        learning.append(_learning_mask(random, layer))
+        share = layer.active_rows
+        active.append(None if share is None else _draw_mask(random, rows[-1], share))
+    return Arrays(x, weights, biases, draw((*rows, n)), draw((*rows, n)), learning, active)
 
 
 # --- The table --------------------------------------------------------------------------------
@@ -203,6 +279,8 @@ MLPS = {
     "784-512-512-10": (128, 1024),
     "479-1024-1024-512-256-1": (2048,),  # the top of a DLRM
 }
+CONTROL_AT = (512, 1024, 1024)
+SHARES = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 15 / 16, 1)
 
 
 def size_name(size: Shape) -> str:
@@ -326,6 +404,40 @@ def _batched_suite() -> list[Case]:
     ]
 
 
+def _control_suite() -> list[Case]:
+    m, k, n = CONTROL_AT
+
+    def step(name: str, group: str, modes: tuple[Mode, ...] = BOTH, **control: Any) -> Case:
+        # No bias: floors are those of the products alone.
+        layer = Layer((k, n), **control)
+        return Case(
+            "control", name, "gradients", (m, k), (layer,), modes, x_learns=True, group=group
+        )
+
+    def swept(name: str, control: Callable[[float], dict[str, Any]]) -> list[Case]:
+        return [
+            step(f"{name}: unrestricted", name, FUNCTION),
+            *(
+                step(f"{name}: {Fraction(share)}", name, FUNCTION, **control(share))
+                for share in SHARES
+            ),
+        ]
+
+    group = "control"
+    return [
+        step("full step", group),
+        Case("control", "forward alone", "forward", (m, k), (Layer((k, n)),), group=group),
+        step("a tenth of the columns", group, trainable=Part("columns", 0.1)),
+        step("a tenth of the rows, by index", group, trainable=Part("rows", 0.1, by_index=True)),
+        step("a quarter of the output rows", group, active_rows=0.25),
+        step("98 % of the output rows", group, active_rows=0.98),
+        step("scale 0 on the weights", group, gradient_scale=0.0, scaled="weights"),
+        step("scale 0 on all", group, gradient_scale=0.0),
+        *swept("output rows active", lambda share: {"active_rows": share}),
+        *swept("columns trainable", lambda share: {"trainable": Part("columns", share)}),
+    ]
+
+
 @dataclass(frozen=True)
 class Suite:
     """Cases under one heading."""
@@ -360,6 +472,10 @@ SUITES = {
     ),
     "batched": Suite("Batches of matrices, 32×12×128×64", _batched_suite()),
     "overhead": Suite("Small work: what a call costs", _overhead_suite()),
+    "control": Suite(
+        f"One layer, {size_name(CONTROL_AT)}, of which a part learns: forward and gradients",
+        _control_suite(),
+    ),
     "scaling": Suite(
         "Products of square matrices, on one thread and on all",
         [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -64,6 +64,31 @@ def make_parameters(
             variables[f"db{index}"] = tf.Variable(b, trainable=layer.learns)
     pairs = [(variables[f"dw{i}"], variables.get(f"db{i}")) for i in range(len(case.layers))]
     return lambda _: pairs, [], variables
+
+
+class Control(NamedTuple):
+    """What is read at each step of a layer; `None` stands for nothing.
+
+    Variables, because a `tf.function` or XLA must not know their values.
+    """
+
+    scale: Any
+    active: Any
+
+
+def make_controls(case: Case, arrays: Arrays) -> list[Control]:
+    """Make the factor and the mask of each layer."""
+
+    def variable(value: Any) -> Any:
+        return None if value is None else tf.Variable(value, trainable=False)
+
+    return [
+        Control(
+            variable(None if layer.gradient_scale is None else np.float32(layer.gradient_scale)),
+            variable(active),
+        )
+        for layer, active in zip(case.layers, arrays.active, strict=True)
+    ]
 
 
 def _loss(case: Case, y: Any, target: Any) -> Any:

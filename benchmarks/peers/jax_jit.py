@@ -28,8 +28,21 @@ _ACTIVATIONS = {
 }
 
 
+def _scaled(s: Any, array: Any) -> Any:
+    """Multiply the gradient."""
+    return s * array + jax.lax.stop_gradient((1 - s) * array)
+
+
+def _selected(mask: Any, array: Any) -> Any:
+    """Let the gradient through where the mask is true."""
+    return jnp.where(mask, array, jax.lax.stop_gradient(array))
+
+
 class Peer:
-    """Functions of arrays; what does not learn is not differentiated."""
+    """Functions of arrays; what does not learn is not differentiated.
+
+    What learns in part goes through `jnp.where` and `jax.lax.stop_gradient`.
+    """
 
     def __init__(self, name: str, threads: int) -> None:
         # Its thread pool has as many threads as the process has processors, which the worker set.
@@ -54,15 +67,31 @@ class Peer:
             parameters[f"dw{index}"] = jnp.asarray(w)
             if b is not None:
                 parameters[f"db{index}"] = jnp.asarray(b)
+            # What is given to the function may be another array at each step.
+            if layer.gradient_scale is not None:
+                frozen[f"scale{index}"] = jnp.float32(layer.gradient_scale)
+            if arrays.active[index] is not None:
+                frozen[f"active{index}"] = jnp.asarray(arrays.active[index])
+        masks = [None if mask is None else jnp.asarray(mask) for mask in arrays.learning]
 
         def call(learning: Any, frozen: Any, h: Any) -> Any:
             parameters = {**learning, **frozen}
             for index, layer in enumerate(case.layers):
                 w = parameters[f"dw{index}"]
+                scale = parameters.get(f"scale{index}")
+                active = parameters.get(f"active{index}")
+                if masks[index] is not None:
+                    w = _selected(masks[index], w)
+                if scale is not None and layer.scaled == "weights":
+                    w = _scaled(scale, w)
                 h = jnp.matmul(h, w.mT if layer.transposed else w)
                 if layer.bias:
                     h = h + parameters[f"db{index}"]
                 h = _ACTIVATIONS[layer.activation](h)
+                if active is not None:
+                    h = _selected(active[:, None], h)
+                if scale is not None and layer.scaled == "all":
+                    h = _scaled(scale, h)
             return h
 
         def gradients(learning: Any, frozen: Any, x: Any, upstream: Any) -> Any:

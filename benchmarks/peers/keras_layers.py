@@ -25,9 +25,14 @@ class Peer:
         _on_tensorflow.use_threads(threads)
 
     def supports(self, case: Case) -> bool:
-        """Leave out batches of weights, and weights that are no variables: layers have neither."""
+        """Leave out what layers do not have.
+
+        That is batches of weights, weights that are no variables, and gradients of a part: a
+        layer's weights learn or do not.
+        """
         return case.variables and all(
-            len(layer.weights) == 2 and not layer.transposed for layer in case.layers
+            len(layer.weights) == 2 and not layer.transposed and not layer.is_controlled
+            for layer in case.layers
         )
 
     def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:

@@ -4,9 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 import stopgrad_op as sg
 from peers import Work, _on_tensorflow
-from workloads import Arrays, Case, Mode
+from workloads import Array, Arrays, Case, Layer, Mode
+
+
+def _region(layer: Layer, mask: Array) -> Any:
+    """Return what `trainable` takes for the weights that learn."""
+    assert layer.trainable is not None
+    by_columns = layer.trainable.axis == "columns"
+    which = np.flatnonzero(mask.any(axis=0 if by_columns else 1))
+    if layer.trainable.by_index:
+        return sg.columns(which) if by_columns else sg.rows(which)
+    # The last ones. Not -len(which), because there may be none.
+    part = slice(mask.shape[1 if by_columns else 0] - len(which), None)
+    return (slice(None), part) if by_columns else part
+
+
+def _control(layer: Layer, mask: Array | None, control: _on_tensorflow.Control) -> dict[str, Any]:
+    """Return the options that switch a part of the gradients off."""
+    options: dict[str, Any] = {}
+    if mask is not None:
+        options["trainable"] = {"b": _region(layer, mask)}
+    if control.active is not None:
+        options["gradient_rows"] = control.active
+    if control.scale is not None:
+        scale = control.scale
+        options["gradient_scale"] = {"b": scale} if layer.scaled == "weights" else scale
+    return options
 
 
 class Peer:
@@ -30,8 +57,16 @@ class Peer:
                 "activation": None if layer.activation == "linear" else layer.activation,
                 "stop_gradient": case.blocked(index) or None,
                 "transpose_b": layer.transposed,
+                **_control(layer, mask, control),
             }
-            for index, layer in enumerate(case.layers)
+            for index, (layer, mask, control) in enumerate(
+                zip(
+                    case.layers,
+                    arrays.learning,
+                    _on_tensorflow.make_controls(case, arrays),
+                    strict=True,
+                )
+            )
         ]
 
         def call(h: Any, *tensors: Any) -> Any:

@@ -41,8 +41,18 @@ def _to_numpy(tensor: Any) -> Array:
     return result
 
 
+def _scaled(s: Any, tensor: Any) -> Any:
+    """Multiply the gradient."""
+    return s * tensor + ((1 - s) * tensor).detach()
+
+
+def _selected(mask: Any, tensor: Any) -> Any:
+    """Let the gradient through where the mask is true."""
+    return torch.where(mask, tensor, tensor.detach())
+
+
 class Peer:
-    """`torch.addmm` and an activation."""
+    """`torch.addmm` and an activation; what learns in part goes through `where` and `detach`."""
 
     def __init__(self, name: str, threads: int) -> None:
         del name
@@ -77,10 +87,30 @@ class Peer:
         learning = {name: p for name, p in parameters.items() if p.requires_grad}
         sources = {"dx": x, **learning} if case.x_learns else learning
 
+        controls = [
+            tuple(None if value is None else torch.as_tensor(value) for value in values)
+            for values in zip(
+                (layer.gradient_scale for layer in case.layers),
+                arrays.learning,
+                arrays.active,
+                strict=True,
+            )
+        ]
+
         def call() -> Any:
             h = x
-            for (w, b), activation in zip(pairs, activations, strict=True):
+            for layer, (w, b), activation, (scale, learning_mask, active) in zip(
+                case.layers, pairs, activations, controls, strict=True
+            ):
+                if learning_mask is not None:
+                    w = _selected(learning_mask, w)
+                if scale is not None and layer.scaled == "weights":
+                    w = _scaled(scale, w)
                 h = activation(torch.matmul(h, w) if b is None else torch.addmm(b, h, w))
+                if active is not None:
+                    h = _selected(active[:, None], h)
+                if scale is not None and layer.scaled == "all":
+                    h = _scaled(scale, h)
             return h
 
         def forward() -> Any:

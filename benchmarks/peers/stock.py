@@ -25,8 +25,21 @@ _ACTIVATIONS = {
 }
 
 
+def _scaled(s: Any, tensor: Any) -> Any:
+    """Multiply the gradient."""
+    return s * tensor + tf.stop_gradient((1 - s) * tensor)
+
+
+def _selected(mask: Any, tensor: Any) -> Any:
+    """Let the gradient through where the mask is true."""
+    return tf.where(mask, tensor, tf.stop_gradient(tensor))
+
+
 class Peer:
-    """`tf.matmul`, `tf.nn.bias_add` and an activation; variables that do not learn are frozen."""
+    """`tf.matmul`, `tf.nn.bias_add` and an activation; variables that do not learn are frozen.
+
+    What learns in part only goes through `tf.where` and `tf.stop_gradient`.
+    """
 
     def __init__(self, name: str, threads: int) -> None:
         _on_tensorflow.use_threads(threads)
@@ -40,14 +53,26 @@ class Peer:
     def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
         """Build the case."""
         pairs, tensors, variables = _on_tensorflow.make_parameters(case, arrays)
+        controls = _on_tensorflow.make_controls(case, arrays)
+        masks = [None if mask is None else tf.constant(mask) for mask in arrays.learning]
 
         def call(h: Any, *tensors: Any) -> Any:
-            for (w, b), layer in zip(pairs(tensors), case.layers, strict=True):
+            for (w, b), layer, mask, control in zip(
+                pairs(tensors), case.layers, masks, controls, strict=True
+            ):
+                if mask is not None:
+                    w = _selected(mask, w)
+                if control.scale is not None and layer.scaled == "weights":
+                    w = _scaled(control.scale, w)
                 h = tf.matmul(h, w, transpose_b=layer.transposed)
                 if b is not None:
                     h = tf.nn.bias_add(h, b)
                 if layer.activation != "linear":
                     h = _ACTIVATIONS[layer.activation](h)
+                if control.active is not None:
+                    h = _selected(control.active[:, tf.newaxis], h)
+                if control.scale is not None and layer.scaled == "all":
+                    h = _scaled(control.scale, h)
             return h
 
         learning = [name for name, variable in variables.items() if variable.trainable]

@@ -53,6 +53,17 @@ def test_frozen_weight_that_moves_does_not_agree():
     assert disagreement({"dw0": still}, {"dw0": moved}, "float32") is not None
 
 
+@pytest.mark.parametrize("line", [np.s_[3], np.s_[:, 3]])
+def test_part_that_does_not_learn_must_be_exact_zeros(rng, line):
+    due = rng.standard_normal((200, 200))
+    due[line] = 0
+    noisy = due.copy()
+    noisy[line] = 1e-9
+    assert disagreement({"dw0": due}, {"dw0": due.copy()}, "float32") is None
+    for one, other in ((due, noisy), (noisy, due)):
+        assert "of exact zeros" in disagreement({"dw0": one}, {"dw0": other}, "float32")
+
+
 def test_not_a_number_does_not_agree():
     y = np.ones(4)
     assert disagreement({"y": y}, {"y": y * np.nan}, "float64") is not None

@@ -142,6 +142,17 @@ def test_groups_are_measured_together_and_other_cases_alone():
     ]
 
 
+def test_group_is_measured_in_each_mode_apart():
+    first, second = (
+        Case("suite", name, "forward", (2, 2), (Layer((2, 2)),), group="g")
+        for name in ("first", "second")
+    )
+    assert in_groups([first, second], ["eager", "function"]) == [
+        [(first, "eager"), (second, "eager")],
+        [(first, "function"), (second, "function")],
+    ]
+
+
 def test_workers_know_how_many_threads_there_are():
     environment = runner.worker_environment(3, "cpu")
     assert environment["OMP_NUM_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == "3"

@@ -94,7 +94,7 @@ def test_steps_are_compared_with_tensorflow_alone():
 def test_blocked_backward_is_a_share_of_the_full_one():
     key = "dense/backward 256×1024×1024, weights blocked"
     outcome = judge(target("one operand blocked"), records({(key, "stopgrad_op"): 1.25}))
-    assert outcome.worst == Value(1.25, "backward 256×1024×1024, weights blocked")
+    assert outcome.worst == Value(1.25, "backward 256×1024×1024, weights blocked, eager")
 
 
 def test_epilogue_is_what_it_adds_to_the_bare_product():
@@ -103,6 +103,55 @@ def test_epilogue_is_what_it_adds_to_the_bare_product():
     assert judge(target("bias and gelu"), times).worst.number == pytest.approx(0.02)
     assert judge(target("bias and gelu"), times).verdict == "reached"
     assert judge(target("bias and relu"), times).worst.number == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "share", "verdict"),
+    [
+        ("a tenth of the columns", 0.73, "reached"),
+        ("a tenth of the rows, by index", 0.79, "missed"),
+        ("a quarter of the output rows", 0.55, "reached"),
+        ("98 % of the output rows", 1.04, "missed"),
+        ("scale 0 on the weights", 0.66, "reached, stretch too"),
+    ],
+)
+def test_part_that_learns_is_a_share_of_our_own_full_step(case, share, verdict):
+    times = records({(f"control/{case}", "stopgrad_op"): share})
+    row = target(f"{case}, 512×1024×1024: the step as a share")
+    assert judge(row, times) == (row, Value(share, f"{case}, function"), verdict)
+
+
+def test_modes_are_not_mixed_in_a_share():
+    case = "a tenth of the columns"
+    times = records({(f"control/{case}", "stopgrad_op"): 0.5})
+    for record in times:
+        if (record["case"], record["mode"]) == ("full step", "eager"):
+            record["seconds"]["stopgrad_op"] = 0.5
+    worst = judge(target(f"{case}, 512×1024×1024: the step as a share"), times).worst
+    assert worst == Value(1.0, f"{case}, eager")
+
+
+def test_any_share_of_the_output_rows_counts_and_no_share_of_the_columns():
+    slow = {("control/output rows active: 15/16", "stopgrad_op"): 1.25}
+    worst = judge(target("any share of the output rows"), records(slow)).worst
+    assert worst == Value(1.25, "output rows active: 15/16, function")
+    slow = {("control/columns trainable: 15/16", "stopgrad_op"): 1.25}
+    assert judge(target("any share of the output rows"), records(slow)).worst.number == 1
+
+
+def test_scale_0_on_all_is_compared_with_the_forward():
+    times = records({("control/scale 0 on all", "stopgrad_op"): 1.01})
+    outcome = judge(target("more than the forward alone"), times)
+    assert outcome.worst.number == pytest.approx(0.01)
+    assert outcome.verdict == "reached"
+
+
+def test_stock_ways_are_tensorflows_in_either_mode():
+    key = "control/a quarter of the output rows"
+    row = target("a quarter of the output rows: against the best")
+    for peer, worst in (("jax", 2.0), ("tf-xla", 0.1), ("tf-eager", 0.1)):
+        times = records({(key, "stopgrad_op"): 0.5, (key, peer): 0.05})
+        assert judge(row, times).worst.number == worst
 
 
 MACHINE = {
@@ -126,12 +175,12 @@ MACHINE = {
 
 def test_report_shows_losses_failures_and_who_is_missing():
     key = "dtypes/float64"
-    report = make_report(records({(key, "torch"): 0.25}), MACHINE, "plot.png")
+    report = make_report(records({(key, "torch"): 0.25}), MACHINE, {"plot.png": "a picture"})
     rows = [[cell.strip() for cell in line.split("|")] for line in report.splitlines()]
     (row,) = (row for row in rows if row[1:3] == ["float64", "eager"])
     assert row[-5:-2] == ["torch", "0.25", "0.268"]
     assert "| missed" in report
     assert "**torch** does not agree" in report
     assert "not installed and left out: jax" in report
-    assert "(plot.png)" in report
+    assert "![a picture](plot.png)" in report
     assert "float32 200 GFLOP/s" in report

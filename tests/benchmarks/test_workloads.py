@@ -7,13 +7,22 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from workloads import CASES, DTYPES, SUITES, Case, Layer, make_arrays, numpy_dtype
+from workloads import CASES, DTYPES, SUITES, Case, Layer, Part, make_arrays, numpy_dtype
 
 SMALL = [case for case in CASES.values() if case.flops < 1e7]
 
 
 def test_suites_are_those_that_were_agreed():
-    assert list(SUITES) == ["blog", "dense", "mlp", "dtypes", "batched", "overhead", "scaling"]
+    assert list(SUITES) == [
+        "blog",
+        "dense",
+        "mlp",
+        "dtypes",
+        "batched",
+        "overhead",
+        "control",
+        "scaling",
+    ]
 
 
 def test_no_two_cases_have_the_same_name():
@@ -24,11 +33,12 @@ def test_cases_stand_in_the_suite_that_they_name():
     assert all(case.suite == name for name, suite in SUITES.items() for case in suite.cases)
 
 
-def test_groups_stand_together_and_have_one_mode():
+def test_groups_stand_together_and_have_the_same_modes():
     for suite in SUITES.values():
         groups = [name for name, _ in groupby(suite.cases, lambda case: case.group) if name]
         assert len(groups) == len(set(groups))
-        assert all(len(case.modes) == 1 for case in suite.cases if case.group)
+        for name in groups:
+            assert len({case.modes for case in suite.cases if case.group == name}) == 1
 
 
 def test_layers_of_a_chain_fit():
@@ -81,7 +91,57 @@ def test_frozen_half_blocks_what_nobody_below_needs():
         ("batched/queries × keys, forward", 2 * 32 * 12 * 128 * 64 * 128),
         # Forward 2·3·2·3 and 2·3·3·4; of the gradients, the second weights' alone.
         ("blog/3×2 → 3 → 4, first product blocked", 36 + 72 + 72),
+        # The forward and dX; of dW 102 columns or rows.
+        ("control/a tenth of the columns", 2 * 512 * 1024 * (2 * 1024 + 102)),
+        ("control/a tenth of the rows, by index", 2 * 512 * 1024 * (2 * 1024 + 102)),
+        # Both gradients from a quarter of the rows.
+        ("control/a quarter of the output rows", 2 * (512 + 2 * 128) * 1024**2),
+        ("control/scale 0 on the weights", 2 * 2 * 512 * 1024**2),
+        ("control/scale 0 on all", 2 * 512 * 1024**2),
+        ("control/output rows active: 0", 2 * 512 * 1024**2),
+        ("control/columns trainable: 0", 2 * 2 * 512 * 1024**2),
+        ("control/columns trainable: 1", 3 * 2 * 512 * 1024**2),
     ],
 )
 def test_flops_are_those_of_the_products_that_must_run(key, flops):
     assert CASES[key].flops == flops
+
+
+@pytest.mark.parametrize("control", [{"active_rows": 0.5}, {"trainable": Part("rows", 0.5)}])
+def test_part_and_active_rows_count_together_with_what_is_needed(control):
+    layer = Layer((8, 6), **control)
+    for kind, x_learns, runs in (
+        ("forward", True, 1),
+        ("backward", False, 0.5),
+        ("gradients", False, 1.5),
+    ):
+        case = Case("", "", kind, (4, 8), (layer,), x_learns=x_learns)
+        assert case.flops == runs * 2 * 4 * 8 * 6
+
+
+@pytest.mark.parametrize(
+    ("part", "learning"),
+    [
+        (Part("columns", 0.4), [[0, 0, 0, 1, 1]] * 4),
+        (Part("rows", 0.25), [[0] * 5] * 3 + [[1] * 5]),
+        (Part("columns", 0), [[0] * 5] * 4),
+    ],
+)
+def test_part_is_the_last_rows_or_columns(part, learning):
+    case = Case("", "", "gradients", (3, 4), (Layer((4, 5), trainable=part),))
+    np.testing.assert_array_equal(make_arrays(case).learning[0], np.array(learning, bool))
+
+
+def test_part_by_index_is_spread_and_as_large_as_it_says():
+    mask = make_arrays(CASES["control/a tenth of the rows, by index"]).learning[0]
+    rows = np.flatnonzero(mask.any(axis=1))
+    np.testing.assert_array_equal(mask, np.broadcast_to(mask[:, :1], mask.shape))
+    assert len(rows) == 102
+    assert np.diff(rows).max() > 1
+
+
+@pytest.mark.parametrize(("case", "active"), [("a quarter of", 128), ("98 % of", 502)])
+def test_active_rows_are_as_many_as_the_share_says(case, active):
+    mask = make_arrays(CASES[f"control/{case} the output rows"]).active[0]
+    assert (mask.shape, mask.dtype, mask.sum()) == ((512,), bool, active)
+    assert np.diff(np.flatnonzero(mask)).max() > 1
