@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stopgrad_op._library import build_info, load_ops
+from stopgrad_op._regions import columns, rows
 from stopgrad_op._stats import kernel_stats, reset_kernel_stats
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__: str = build_info()["version"]
 
-__all__ = ["build_info", "kernel_stats", "matmul", "reset_kernel_stats"]
+__all__ = ["build_info", "columns", "kernel_stats", "matmul", "reset_kernel_stats", "rows"]
 
 if build_info()["tensorflow"] is not None:
     load_ops()  # first, because it says what to type if TensorFlow is missing or another one

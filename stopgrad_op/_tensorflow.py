@@ -88,14 +88,19 @@ def record_gradient(
     name: str,
     inputs: Sequence[tf.Tensor],
     note: object,
-    outputs: Sequence[tf.Tensor],
+    output: tf.Tensor,
 ) -> None:
-    """Tell the tapes that `outputs` came from `inputs`.
+    """Tell the tapes that `output` came from `inputs`, and let them hold the note alone.
 
-    The gradient is the function registered under `name`; it is called with an operation that has
-    these inputs and outputs, and whose note `recorded_note` returns.
+    The gradient is the function registered under `name`; it is called with an operation whose note
+    `recorded_note` returns.
     """
-    pywrap_tfe.TFE_Py_RecordGradient(name, inputs, ("note", note), outputs, "")
+    held_inputs, held_outputs = list(inputs), [output]
+    pywrap_tfe.TFE_Py_RecordGradient(name, held_inputs, ("note", note), held_outputs, "")
+    # A tape keeps these two lists to give the operation's inputs and outputs to the gradient
+    # function, which asks for neither. Of the tensors it has noted number, shape and dtype.
+    held_inputs.clear()
+    held_outputs.clear()
 
 
 def recorded_note(op: Any) -> Any:

@@ -59,8 +59,6 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"gradient_scale": {"bais": 1.0}}, ValueError, '`gradient_scale`.*"bais"; did you mean "bias'),
     ({"gradient_scale": {"bias": 0.5}}, ValueError, '`gradient_scale`.*"bias".*has no bias'),
     ({"gradient_scale": {1: 0.5}}, TypeError, "`gradient_scale` names an operand by 1; due is"),
-    ({"gradient_rows": [True]}, NotImplementedError, "`gradient_rows`.*due is None"),
-    ({"trainable": {}}, NotImplementedError, "`trainable`.*due is None"),
     (
         {"transpose_a": True, "adjoint_a": True},
         ValueError,
@@ -81,13 +79,6 @@ def test_wrong_option_is_named(
 ) -> None:
     with pytest.raises(error, match=message):
         wrap(call(A, B, **options))()
-
-
-@in_both
-def test_tensor_as_gradient_scale_is_not_built_yet(wrap: Any) -> None:
-    for scale in (tf.constant(0.5), {"a": tf.constant(0.5)}):
-        with pytest.raises(NotImplementedError, match=r"`gradient_scale` of `a`.*Due is a number"):
-            wrap(call(A, B, gradient_scale=scale))()
 
 
 @in_both

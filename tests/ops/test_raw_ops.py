@@ -40,7 +40,14 @@ def sizes(*extents: int) -> list[tf.Tensor]:
 
 
 def forward(**changes: Any) -> Any:
-    arguments: dict[str, Any] = {"a": ones(5, 7), "b": ones(7, 3), "bias": [], "scales": []}
+    arguments: dict[str, Any] = {
+        "a": ones(5, 7),
+        "b": ones(7, 3),
+        "bias": [],
+        "scales": [],
+        "rows": [],
+        "indices": [],
+    }
     return ops.stopgrad_op_fused_mat_mul(**{**arguments, **changes})
 
 
@@ -53,6 +60,8 @@ def backward(**changes: Any) -> Any:
         "shape_a": [],
         "shape_b": [],
         "scales": [],
+        "rows": [],
+        "indices": [],
         "needed": ["a", "b", "bias", "z"],
     }
     arguments.update(changes)

@@ -158,6 +158,8 @@ def gradient_op(dy: Any, a: Any, b: Any, **options: Any) -> Any:
         b=given(b),
         saved=[],
         scales=[],
+        rows=[],
+        indices=[],
         num_needed=len(options["needed"]),
         **{"shape_a": [], "shape_b": [], **options},
     )

@@ -1,0 +1,264 @@
+"""The gradient of `sg.matmul`: what backward keeps, and which gradient ops it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from stopgrad_op import _tensorflow
+from stopgrad_op._activations import SAVED
+from stopgrad_op._library import load_ops
+from stopgrad_op._options import OPERANDS, GradientPolicy, MatMulOptions, operand_of
+
+_ops = load_ops()
+
+# What is run eagerly and recorded aside has a gradient of its own.
+ASIDE_GRADIENT = "StopgradOp>FusedMatMul/aside"
+
+
+class Kept(NamedTuple):
+    """What backward needs of one call.
+
+    Attributes
+    ----------
+    options
+        Those of the call; of the policy its regions alone.
+    learning
+        The operands that may get a gradient.
+    operands
+        All of them; the shape alone where backward does not read the numbers.
+    saved
+        None or one: y or z, as the activation's derivative wants it.
+    scales
+        By operand.
+    rows
+        None or one.
+    indices
+        By axis.
+    """
+
+    options: MatMulOptions
+    learning: Sequence[str]
+    operands: Sequence[tf.Tensor | tf.TensorShape]
+    saved: Sequence[tf.Tensor]
+    scales: Mapping[str, tf.Tensor]
+    rows: Sequence[tf.Tensor]
+    indices: Mapping[str, tf.Tensor]
+
+
+def is_known_zero(scale: tf.Tensor | float) -> bool:
+    """Return whether a scale is 0, as far as that is known now."""
+    value = scale if isinstance(scale, float) else tf.get_static_value(scale)
+    return value is not None and not value
+
+
+@lru_cache(maxsize=4096)
+def product_attributes(layout_a: str, layout_b: str, activation: str) -> tuple[str, ...]:
+    """Return what both ops take of the options, as names and values in turn, but for defaults."""
+    attributes: tuple[str, ...] = ()
+    if layout_a != "normal":
+        attributes += ("layout_a", layout_a)
+    if layout_b != "normal":
+        attributes += ("layout_b", layout_b)
+    if activation != "linear":
+        attributes += ("activation", activation)
+    return attributes
+
+
+@tf.RegisterGradient("StopgradOp>FusedMatMul")
+def _recorded_gradient(op: tf.Operation, dy: tf.Tensor, *_: Any) -> list[Any]:
+    # The gradient of z is left out: z goes to the gradient op alone, which has none to give.
+    def names(attribute: str) -> tuple[str, ...]:
+        return tuple(tf.compat.as_str(name) for name in op.get_attr(attribute))
+
+    blocked, scaled, indexed = names("blocked"), names("scaled"), names("indexed")
+    options = MatMulOptions(
+        layout_a=tf.compat.as_str(op.get_attr("layout_a")),
+        layout_b=tf.compat.as_str(op.get_attr("layout_b")),
+        activation=tf.compat.as_str(op.get_attr("activation")),
+        policy=GradientPolicy(
+            sliced=names("sliced"),
+            slices=tuple(op.get_attr("slices")),
+            indexed=indexed,
+            indexed_slices=names("indexed_slices"),
+        ),
+    )
+    num_operands = 2 + op.get_attr("num_bias")
+    num_rows = len(op.get_attr("row_types"))
+    inputs = iter(op.inputs)
+
+    def take(count: int) -> list[tf.Tensor]:
+        return [next(inputs) for _ in range(count)]
+
+    skipped = _tensorflow.skipped_inputs(op)
+    learning = [
+        name
+        for index, name in enumerate(OPERANDS[:num_operands])
+        if name not in blocked and (skipped is None or index not in skipped)
+    ]
+    kept = Kept(
+        options,
+        learning,
+        operands=take(num_operands),
+        saved=op.outputs[1:] if options.saves_preactivation else op.outputs[:1],
+        scales=dict(zip(scaled, take(len(scaled)), strict=True)),
+        rows=take(num_rows),
+        indices=dict(zip(indexed, take(len(indexed)), strict=True)),
+    )
+    results = _gradients(learning, dy, kept, all_used=skipped is not None)
+    gradients: list[Any] = [results.get(name) for name in OPERANDS[:num_operands]]
+    return gradients + [None] * (len(op.inputs) - num_operands)
+
+
+@tf.RegisterGradient(ASIDE_GRADIENT)
+def _aside_gradient(op: Any, dy: tf.Tensor) -> list[Any]:
+    kept: Kept = _tensorflow.recorded_note(op)
+    skipped = _tensorflow.skipped_inputs(op) or ()
+    needed = [name for index, name in enumerate(kept.learning) if index not in skipped]
+    results = _gradients(needed, dy, kept, all_used=True)
+    return list(map(results.get, kept.learning))
+
+
+@tf.RegisterGradient("StopgradOp>FusedMatMulGrad")
+def _second_gradient(*_: Any) -> list[tf.Tensor | None]:
+    raise NotImplementedError(
+        "sg.matmul has first derivatives only; here a second one, a tf.function's gradient under a"
+        " further tape, or forward mode asks for more. Use tf.matmul where that is needed."
+    )
+
+
+def _gradients(
+    needed: list[str], dy: tf.Tensor, kept: Kept, *, all_used: bool
+) -> dict[str, tf.Tensor | tf.IndexedSlices]:
+    """Return the gradients of the operands that are `needed`.
+
+    With z = a b + bias, y = f(z) and upstream dy:
+    dz = r dy f'(z),  da = s_a dz b^H,  db = s_b a^H dz,  dbias = s_bias sum over rows of dz,
+    where r are the gradient rows, and outside the region that learns all is 0.
+    """
+    results: dict[str, Any] = {}
+    if kept.scales:
+        # A scale that is known to be 0 needs no kernel.
+        results = {
+            name: _zeros(name, dy.dtype, kept)
+            for name in needed
+            if name in kept.scales and is_known_zero(kept.scales[name])
+        }
+        needed = [name for name in needed if name not in results]
+
+    def run(needed: Sequence[str], dy: tf.Tensor, activation: str) -> None:
+        gradients = _run_gradient_op(needed, dy, activation, kept)
+        results.update(zip(needed, gradients, strict=True))
+
+    if all_used or len(needed) == 1:
+        if needed:
+            run(needed, dy, kept.options.activation)
+    else:
+        # Nobody knows here which gradients will be used. Each product gets a node of its own, so
+        # that TensorFlow prunes the others away, and the pass over dy one before them.
+        products = [name for name in needed if name != "bias"]
+        first = [name for name in needed if name == "bias"]
+        if products and kept.options.activation != "linear":
+            first.append("z")
+        if first:
+            run(first, dy, kept.options.activation)
+        dz = results.get("z", dy)
+        for name in products:
+            run([name], dz, "linear")
+    for name in kept.options.policy.indexed_slices:
+        if name in results:
+            results[name] = tf.IndexedSlices(
+                results[name], kept.indices[f"{name}_rows"], _sizes(_operand(name, kept))
+            )
+    return results
+
+
+def _operand(name: str, kept: Kept) -> tf.Tensor | tf.TensorShape:
+    return kept.operands[OPERANDS.index(name)]
+
+
+def _shape(operand: tf.Tensor | tf.TensorShape) -> tf.TensorShape:
+    return operand if isinstance(operand, tf.TensorShape) else operand.shape
+
+
+def _sizes(operand: tf.Tensor | tf.TensorShape) -> tf.Tensor:
+    """Return the shape as a tensor."""
+    shape = _shape(operand)
+    if shape.is_fully_defined():
+        return tf.constant(shape.as_list(), tf.int64)
+    return tf.shape(operand, tf.int64)
+
+
+def _zeros(name: str, dtype: tf.DType, kept: Kept) -> tf.Tensor:
+    sizes = _sizes(_operand(name, kept))
+    if name in kept.options.policy.indexed_slices:
+        selected = tf.shape(kept.indices[f"{name}_rows"], tf.int64)
+        sizes = tf.concat([selected, sizes[1:]], axis=0)
+    return tf.zeros(sizes, dtype)
+
+
+def _run_gradient_op(
+    needed: Sequence[str], dy: tf.Tensor, activation: str, kept: Kept
+) -> list[tf.Tensor]:
+    """Run the gradient op with no other inputs than it will read."""
+    a, b = kept.operands[0], kept.operands[1]
+    needs_a, needs_b = "a" in needed, "b" in needed
+    shape_a: list[tf.Tensor] = []
+    shape_b: list[tf.Tensor] = []
+    # The gradient of each factor reads the other one, and of itself the shape. Where one of the two
+    # is a matrix, the op knows it without.
+    if needs_a != needs_b and _shape(a).rank != 2 and _shape(b).rank != 2:
+        if needs_a:
+            shape_a = [_sizes(a)]
+        else:
+            shape_b = [_sizes(b)]
+    scaled = [name for name in needed if name in kept.scales]
+    options = kept.options
+    indices, region_attributes = _regions(needed, kept)
+    inputs = (
+        dy,
+        [a] if needs_b else [],
+        [b] if needs_a else [],
+        kept.saved if SAVED[activation] != "nothing" else [],
+        shape_a,
+        shape_b,
+        [kept.scales[name] for name in scaled],
+        # The gradient of z is that of all rows: what reads it next leaves out those at 0.
+        kept.rows if needs_a or needs_b or "bias" in needed else [],
+        indices,
+    )
+    attributes = (
+        *("num_needed", len(needed), "needed", needed),
+        *(("scaled", scaled) if scaled else ()),
+        *region_attributes,
+        *product_attributes(options.layout_a, options.layout_b, activation),
+    )
+    gradients: list[tf.Tensor] = _tensorflow.run_op(
+        "StopgradOp>FusedMatMulGrad",
+        inputs,
+        attributes,
+        lambda: _ops.stopgrad_op_fused_mat_mul_grad(
+            *inputs, **dict(zip(attributes[::2], attributes[1::2], strict=True))
+        ),
+    )
+    return gradients
+
+
+def _regions(needed: Sequence[str], kept: Kept) -> tuple[list[tf.Tensor], tuple[Any, ...]]:
+    """Return the indices and the attributes of the regions of what is needed."""
+    policy = kept.options.policy
+    if not (policy.sliced or policy.indexed):
+        return [], ()
+    sliced = [i for i, axis in enumerate(policy.sliced) if operand_of(axis) in needed]
+    indexed = [axis for axis in policy.indexed if operand_of(axis) in needed]
+    attributes: dict[str, Any] = {
+        "sliced": [policy.sliced[i] for i in sliced],
+        "slices": [number for i in sliced for number in policy.slices[3 * i : 3 * i + 3]],
+        "indexed": indexed,
+        "indexed_slices": [name for name in policy.indexed_slices if name in needed],
+    }
+    given = tuple(part for item in attributes.items() if item[1] for part in item)
+    return [kept.indices[axis] for axis in indexed], given
