@@ -1,5 +1,8 @@
 #include "core/plan.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace stopgrad {
 
 bool* FindNeed(std::string_view name, GradientNeeds* needs) {
@@ -17,27 +20,281 @@ double* FindScale(std::string_view name, GradientScales* scales) {
   return nullptr;
 }
 
+int64_t GradientProducts::Flops(bool is_complex) const {
+  int64_t flops = 0;
+  for (const Product& product : products) flops += product.Flops(is_complex);
+  return flops;
+}
+
 namespace {
 
-GradientProduct PlanProduct(bool needed, double scale, Product (*product)(const MatMulProblem&),
-                            const MatMulProblem* problem) {
-  if (!needed || scale == 0) return {};
-  GradientProduct result{product(*problem), scale, false};
-  result.runs = result.product.Flops(false) > 0;
-  return result;
+// What it costs to gather or scatter an element of a row, and to run a product of its own, in
+// floating-point operations of a product. A processor that does 100 of them in a nanosecond copies
+// an element of a row that it did not expect in a third of one.
+constexpr int64_t kFlopsPerGatheredElement = 32;
+constexpr int64_t kFlopsPerProduct = 1 << 16;
+
+// The selected rows and columns of op(X), given those of X as it is stored.
+struct OperandRegion {
+  const Selection& rows;
+  const Selection& cols;
+  bool compact;
+  bool stored_rows_are_cols;
+
+  bool all() const { return rows.all() && cols.all(); }
+};
+
+OperandRegion RegionOf(const Selection& stored_rows, const Selection& stored_columns, Layout layout,
+                       bool compact) {
+  if (layout == Layout::kNormal) return {stored_rows, stored_columns, compact, false};
+  return {stored_columns, stored_rows, compact, true};
+}
+
+class Planner {
+ public:
+  Planner(const MatMulProblem& problem, const GradientPolicy& policy, GradientPlan* plan)
+      : problem_(problem), policy_(policy), plan_(*plan) {}
+
+  // Restricts rows (or columns) of a view to those selected.
+  void Restrict(const Selection& selection, int64_t stride, int64_t* offset,
+                const int64_t** places) {
+    if (selection.kind == Selection::Kind::kRun) *offset += selection.begin * stride;
+    if (selection.kind == Selection::Kind::kList) {
+      std::vector<int64_t>& list = plan_.lists.emplace_back(selection.list);
+      for (int64_t& place : list) place *= stride;
+      *places = list.data();
+    }
+  }
+
+  // The result's rows are those of the first factor, its columns those of the second.
+  void RestrictRows(const OperandRegion& region, Product* product) {
+    product->m = region.rows.Count(product->m);
+    MatrixView &a = product->a, &c = product->c;
+    Restrict(region.rows, a.row_stride, &a.offset, &a.rows);
+    if (region.compact && !region.stored_rows_are_cols) return;
+    Restrict(region.rows, c.row_stride, &c.offset, &c.rows);
+  }
+  void RestrictColumns(const OperandRegion& region, Product* product) {
+    product->n = region.cols.Count(product->n);
+    MatrixView &b = product->b, &c = product->c;
+    Restrict(region.cols, b.col_stride, &b.offset, &b.cols);
+    if (region.compact && region.stored_rows_are_cols) return;
+    Restrict(region.cols, c.col_stride, &c.offset, &c.cols);
+  }
+
+  // All rows of Y.
+  void AddWhole(Product product, const OperandRegion& region, GradientProducts* gradient) {
+    RestrictRows(region, &product);
+    RestrictColumns(region, &product);
+    product = Simplify(std::move(product));
+    if (product.Flops(false) > 0) gradient->products.push_back(product);
+    gradient->zeros_first = !gradient->runs() || (!region.compact && !region.all());
+  }
+
+  // Whether a product on the active rows alone costs less than one on all, which needs dZ written,
+  // with zeros. `flops` are those of the latter, `elements` what is gathered and scattered a row.
+  bool GatheringPays(int64_t flops, int64_t elements, int64_t num_products,
+                     bool writes_dz_anyway) const {
+    const double rows = std::max<int64_t>(1, policy_.rows.total);
+    const double active = policy_.rows.active.size();
+    const double zeros = writes_dz_anyway ? 0 : rows * problem_.n * kFlopsPerGatheredElement;
+    return active / rows * flops + active * elements * kFlopsPerGatheredElement +
+               num_products * kFlopsPerProduct <
+           flops + zeros;
+  }
+
+  // Whether a batch dimension of a gradient's product keeps the active rows of its matrices apart:
+  // those of dA where `b` differs, those of dB where dB does. All others become one list of rows.
+  static bool Separates(const BatchDim& dim, bool of_a) {
+    return dim.extent > 1 && (of_a ? dim.b_stride : dim.c_stride) != 0;
+  }
+
+  static int64_t CountSeparate(const Product& product, bool of_a) {
+    int64_t count = 1;
+    for (const BatchDim& dim : product.batch) count *= Separates(dim, of_a) ? dim.extent : 1;
+    return count;
+  }
+
+  // A product for each matrix whose active rows are apart. In the gradient of `a`, Y's rows are the
+  // rows of the first factor, dZ, and of the result; in that of `b`, what is summed over.
+  void AddGathered(const Product& product, bool of_a, const OperandRegion& region, bool compact_dz,
+                   GradientProducts* gradient) {
+    struct Rows {
+      std::vector<int64_t>* dz;
+      std::vector<int64_t>* other;  // of A, or of dA
+      int64_t offset;               // of B, or of dB
+    };
+    std::vector<Rows> groups(CountSeparate(product, of_a), Rows{nullptr, nullptr, 0});
+    const MatrixView& other_view = of_a ? product.c : product.a;
+    const int64_t other_stride = of_a ? other_view.row_stride : other_view.col_stride;
+    const int64_t rows_per_matrix = std::max<int64_t>(1, problem_.m);
+    for (size_t i = 0; i < policy_.rows.active.size(); ++i) {
+      const int64_t row = policy_.rows.active[i];
+      int64_t in_matrix = row % rows_per_matrix;
+      int64_t matrix = row / rows_per_matrix;
+      int64_t group = 0, group_stride = 1, offset = 0, other = 0;
+      for (size_t d = product.batch.size(); d-- > 0;) {
+        const BatchDim& dim = product.batch[d];
+        const int64_t position = matrix % dim.extent;
+        matrix /= dim.extent;
+        other += position * (of_a ? dim.c_stride : dim.a_stride);
+        if (!Separates(dim, of_a)) continue;
+        group += position * group_stride;
+        group_stride *= dim.extent;
+        offset += position * (of_a ? dim.b_stride : dim.c_stride);
+      }
+      if (of_a && !region.rows.all()) {
+        const int64_t selected = PositionIn(region.rows, in_matrix);
+        if (selected < 0) continue;
+        if (region.compact && !region.stored_rows_are_cols) in_matrix = selected;
+      }
+      Rows& rows = groups[group];
+      if (rows.dz == nullptr) {
+        rows = {&plan_.lists.emplace_back(), &plan_.lists.emplace_back(), offset};
+      }
+      rows.dz->push_back((compact_dz ? static_cast<int64_t>(i) : row) * problem_.n);
+      rows.other->push_back(other + in_matrix * other_stride);
+    }
+    gradient->zeros_first = of_a || (!region.compact && !region.all());
+    for (const Rows& rows : groups) {
+      if (rows.dz == nullptr) {
+        gradient->zeros_first = true;
+        continue;
+      }
+      Product part = product;
+      part.batch.clear();
+      if (of_a) {
+        part.m = rows.dz->size();
+        Place(*rows.dz, part.a.row_stride, &part.a.offset, &part.a.rows);
+        Place(*rows.other, part.c.row_stride, &part.c.offset, &part.c.rows);
+        part.b.offset += rows.offset;
+      } else {
+        part.k = rows.dz->size();
+        Place(*rows.other, part.a.col_stride, &part.a.offset, &part.a.cols);
+        Place(*rows.dz, part.b.row_stride, &part.b.offset, &part.b.rows);
+        part.c.offset += rows.offset;
+        RestrictRows(region, &part);
+      }
+      RestrictColumns(region, &part);
+      if (part.Flops(false) > 0) gradient->products.push_back(part);
+    }
+    gradient->zeros_first = gradient->zeros_first || !gradient->runs();
+  }
+
+ private:
+  // Which of the selected ones that is; -1 if it is not selected.
+  static int64_t PositionIn(const Selection& selection, int64_t index) {
+    if (selection.all()) return index;
+    if (selection.kind == Selection::Kind::kRun) {
+      const int64_t position = index - selection.begin;
+      return position >= 0 && position < selection.count ? position : -1;
+    }
+    const auto found = std::lower_bound(selection.list.begin(), selection.list.end(), index);
+    if (found == selection.list.end() || *found != index) return -1;
+    return found - selection.list.begin();
+  }
+
+  // Rows at these places, which are no list where they lie one behind the other.
+  static void Place(const std::vector<int64_t>& places, int64_t stride, int64_t* offset,
+                    const int64_t** list) {
+    for (size_t i = 1; i < places.size(); ++i) {
+      if (places[i] != places[i - 1] + stride) {
+        *list = places.data();
+        return;
+      }
+    }
+    *offset += places[0];
+  }
+
+  const MatMulProblem& problem_;
+  const GradientPolicy& policy_;
+  GradientPlan& plan_;
+};
+
+bool Sums(const Product& product) {
+  return std::any_of(product.batch.begin(), product.batch.end(),
+                     [](const BatchDim& dim) { return dim.extent > 1 && dim.sums(); });
 }
 
 }  // namespace
 
 GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
-                      const GradientNeeds& needs, const GradientScales& scales) {
+                      const GradientNeeds& needs, const GradientPolicy& policy,
+                      bool fuses_activation) {
   GradientPlan plan;
-  plan.a = PlanProduct(needs.a, scales.a, GradientProductA, problem);
-  plan.b = PlanProduct(needs.b, scales.b, GradientProductB, problem);
-  plan.sums_bias = needs.bias && scales.bias != 0;
+  const RowWeights& rows = policy.rows;
+  const bool has_zeros = rows.given && static_cast<int64_t>(rows.active.size()) < rows.total;
+  const bool no_row = has_zeros && rows.active.empty();
+  const bool is_weighted = !rows.weights.empty();
+  const bool is_linear = activation == Activation::kLinear;
+  bool masks = false;  // a product runs on all rows, where dZ has zeros
+  bool compacts = false;
+  plan.a.alpha = policy.scales.a;
+  plan.b.alpha = policy.scales.b;
+  plan.a.zeros_first = needs.a;
+  plan.b.zeros_first = needs.b;
+  plan.sums_bias = needs.bias && policy.scales.bias != 0 && !no_row &&
+                   policy.regions.bias.Count(1) > 0;
+
+  if (!no_row && ((needs.a && policy.scales.a != 0) || (needs.b && policy.scales.b != 0))) {
+    const MatMulProblem& p = *problem;
+    Planner planner(p, policy, &plan);
+    struct Operand {
+      bool of_a;
+      OperandRegion region;
+      Product product;
+      GradientProducts* gradient;
+      bool gathers = false;
+    };
+    std::vector<Operand> operands;
+    if (needs.a && policy.scales.a != 0) {
+      operands.push_back({true,
+                          RegionOf(policy.regions.a_rows, policy.regions.a_columns, p.layout_a,
+                                   policy.compact_a),
+                          GradientProductA(p), &plan.a});
+    }
+    if (needs.b && policy.scales.b != 0) {
+      operands.push_back({false,
+                          RegionOf(policy.regions.b_rows, policy.regions.b_columns, p.layout_b,
+                                   policy.compact_b),
+                          GradientProductB(p), &plan.b});
+    }
+    for (Operand& operand : operands) {
+      const Product& product = operand.product;
+      // Where `a` is shared by matrices of a batch, its gradient sums over them, row by row.
+      operand.gathers = has_zeros && !(operand.of_a && Sums(product)) &&
+                        planner.GatheringPays(product.Flops(false), p.n + p.k,
+                                              Planner::CountSeparate(product, operand.of_a),
+                                              is_weighted || !is_linear);
+      masks = masks || (has_zeros && !operand.gathers);
+    }
+    const bool written = is_weighted || masks || (!is_linear && !fuses_activation);
+    compacts = written && has_zeros && !masks;
+    for (const Operand& operand : operands) {
+      if (operand.gathers) {
+        planner.AddGathered(operand.product, operand.of_a, operand.region, compacts,
+                            operand.gradient);
+      } else {
+        planner.AddWhole(operand.product, operand.region, operand.gradient);
+      }
+    }
+    plan.writes_dz = written && (plan.a.runs() || plan.b.runs());
+  }
   // Where the activation is linear, dZ is dY itself and is written only when asked for.
-  plan.writes_dz = needs.z || (activation != Activation::kLinear && (plan.a.runs || plan.b.runs));
+  plan.writes_dz = plan.writes_dz || needs.z;
   plan.pass_over_dy = plan.writes_dz || plan.sums_bias;
+  if (!plan.pass_over_dy || !rows.given) return plan;
+  if (has_zeros && !masks) {
+    plan.pass_rows = &plan.lists.emplace_back(rows.active);
+    plan.pass_weights = rows.weights;
+  } else if (has_zeros) {
+    plan.pass_weights.assign(rows.total, 0);
+    for (size_t i = 0; i < rows.active.size(); ++i) {
+      plan.pass_weights[rows.active[i]] = is_weighted ? rows.weights[i] : 1;
+    }
+  } else {
+    plan.pass_weights = rows.weights;
+  }
   return plan;
 }
 

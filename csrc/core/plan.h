@@ -1,11 +1,15 @@
 #ifndef STOPGRAD_CORE_PLAN_H_
 #define STOPGRAD_CORE_PLAN_H_
 
+#include <cstdint>
+#include <list>
 #include <string_view>
+#include <vector>
 
 #include "core/activation.h"
 #include "core/problem.h"
 #include "core/product.h"
+#include "core/selection.h"
 
 namespace stopgrad {
 
@@ -28,25 +32,56 @@ struct GradientScales {
 STOPGRAD_EXPORT bool* FindNeed(std::string_view name, GradientNeeds* needs);
 STOPGRAD_EXPORT double* FindScale(std::string_view name, GradientScales* scales);
 
-struct GradientProduct {
-  Product product;
-  double alpha = 1;
-  bool runs = false;  // otherwise the result, if it is needed, is zero
+// What a call asks of its gradients, beside which ones are needed.
+struct GradientPolicy {
+  GradientScales scales;
+  Regions regions;
+  RowWeights rows;
+  // The result is the selected rows of the operand alone, one behind the other.
+  bool compact_a = false;
+  bool compact_b = false;
 };
 
-// What the backward pass has to do. One pass over dY gives dZ and the column sums of dBias; then
-// the products read dZ.
+// How the gradient of `a` or `b` is computed: zeros, if it is not all covered, and then products
+// that each write a part of it; mostly one. Their views of dZ are of dY's memory where dZ is not
+// written, and otherwise of the rows that the pass writes.
+struct GradientProducts {
+  std::vector<Product> products;
+  double alpha = 1;
+  bool zeros_first = false;
+
+  bool runs() const { return !products.empty(); }
+  int64_t Flops(bool is_complex) const;
+};
+
+// What the backward pass has to do. One pass over rows of dY gives dZ and the column sums of dBias;
+// then the products read dZ.
 struct GradientPlan {
   bool pass_over_dy = false;
   bool writes_dz = false;
   bool sums_bias = false;
-  GradientProduct a;
-  GradientProduct b;
+  // The rows that the pass reads, and writes one behind the other. nullptr: all.
+  const std::vector<int64_t>* pass_rows = nullptr;
+  std::vector<double> pass_weights;  // of these rows; empty where all are 1
+  GradientProducts a;
+  GradientProducts b;
+
+  std::list<std::vector<int64_t>> lists;  // what the views and pass_rows point to
+
+  GradientPlan() = default;
+  GradientPlan(GradientPlan&&) = default;
+  GradientPlan& operator=(GradientPlan&&) = default;
 };
 
-// `problem` may be null where neither dA nor dB is needed. A scale of 0 leaves out the work.
+// `problem` may be null where neither dA nor dB is needed. Work that a scale of 0, rows of weight 0
+// or a region makes superfluous is left out. Rows of weight 0 are left out of a product where that
+// saves more than gathering the others costs; elsewhere the pass writes zeros for them.
+// With `fuses_activation`, dZ is not written only because of the activation: a product computes it
+// from dY as it reads it.
+// `z` goes with no row weights.
 STOPGRAD_EXPORT GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
-                                      const GradientNeeds& needs, const GradientScales& scales);
+                                      const GradientNeeds& needs, const GradientPolicy& policy,
+                                      bool fuses_activation = false);
 
 }  // namespace stopgrad
 

@@ -178,14 +178,14 @@ Views ViewsOf(const MatMulProblem& p) {
 }
 
 // C, as a view of how it is stored, may ask for conjugated results; the factors give them.
-Product Finish(Product product, const MatMulProblem& problem) {
+Product WithoutConjugateResult(Product product, const MatMulProblem& problem) {
   if (product.c.conjugate) {
     product.c.conjugate = false;
     product.a.conjugate = !product.a.conjugate;
     product.b.conjugate = !product.b.conjugate;
   }
   if (!IsComplex(problem.dtype)) product.a.conjugate = product.b.conjugate = false;
-  return Simplify(std::move(product));
+  return product;
 }
 
 std::vector<BatchDim> BatchDims(const Shape& extents, const std::vector<int64_t>& a,
@@ -199,8 +199,8 @@ std::vector<BatchDim> BatchDims(const Shape& extents, const std::vector<int64_t>
 
 Product ForwardProduct(const MatMulProblem& p) {
   const Views v = ViewsOf(p);
-  return Finish({p.m, p.n, p.k, v.a, v.b, v.y, BatchDims(p.batch, v.batch_a, v.batch_b, v.batch_y)},
-                p);
+  return Simplify(WithoutConjugateResult(
+      {p.m, p.n, p.k, v.a, v.b, v.y, BatchDims(p.batch, v.batch_a, v.batch_b, v.batch_y)}, p));
 }
 
 // For C = op(A) op(B) with upstream gradient G, TensorFlow's convention for complex numbers:
@@ -208,14 +208,14 @@ Product ForwardProduct(const MatMulProblem& p) {
 // Reading A's storage through the same view as forward carries the gradient to where A is stored.
 Product GradientProductA(const MatMulProblem& p) {
   const Views v = ViewsOf(p);
-  return Finish(
+  return WithoutConjugateResult(
       {p.m, p.k, p.n, v.y, Adjoint(v.b), v.a, BatchDims(p.batch, v.batch_y, v.batch_b, v.batch_a)},
       p);
 }
 
 Product GradientProductB(const MatMulProblem& p) {
   const Views v = ViewsOf(p);
-  return Finish(
+  return WithoutConjugateResult(
       {p.k, p.n, p.m, Adjoint(v.a), v.y, v.b, BatchDims(p.batch, v.batch_a, v.batch_y, v.batch_b)},
       p);
 }

@@ -56,9 +56,10 @@ STOPGRAD_EXPORT Status MakeGradientProblem(DType dtype, Layout layout_a, Layout 
                                            MatMulProblem* problem);
 
 STOPGRAD_EXPORT Product ForwardProduct(const MatMulProblem& problem);
-// dA from dZ (in the role of a) and B;  dB from A and dZ (in the role of b).
-STOPGRAD_EXPORT Product GradientProductA(const MatMulProblem& problem);
-STOPGRAD_EXPORT Product GradientProductB(const MatMulProblem& problem);
+// dA from dZ (in the role of a) and B;  dB from A and dZ (in the role of b). Not simplified: they
+// have a batch dimension for each of the problem's.
+Product GradientProductA(const MatMulProblem& problem);
+Product GradientProductB(const MatMulProblem& problem);
 
 }  // namespace stopgrad
 

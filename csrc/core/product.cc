@@ -6,7 +6,7 @@
 namespace stopgrad {
 
 MatrixView Transposed(const MatrixView& view) {
-  return {view.col_stride, view.row_stride, view.conjugate};
+  return {view.col_stride, view.row_stride, view.conjugate, view.offset, view.cols, view.rows};
 }
 
 Product Transposed(const Product& p) {
@@ -38,10 +38,12 @@ namespace {
 bool Fold(const BatchDim& dim, Product* product) {
   Product& p = *product;
   if (dim.sums()) {
+    if (p.a.cols != nullptr || p.b.rows != nullptr) return false;
     if (dim.a_stride != p.k * p.a.col_stride || dim.b_stride != p.k * p.b.row_stride) return false;
     p.k *= dim.extent;
     return true;
   }
+  if (p.a.rows != nullptr || p.c.rows != nullptr) return false;
   if (dim.b_stride == 0 && dim.a_stride == p.m * p.a.row_stride &&
       dim.c_stride == p.m * p.c.row_stride) {
     p.m *= dim.extent;

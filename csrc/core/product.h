@@ -8,12 +8,19 @@
 
 namespace stopgrad {
 
-// A matrix in memory: element (i, j) is at i * row_stride + j * col_stride, conjugated if asked.
-// A transposed view swaps the strides; an adjoint one also conjugates.
+// A matrix in memory: element (i, j) is at offset + i * row_stride + j * col_stride, conjugated if
+// asked. A transposed view swaps the strides; an adjoint one also conjugates. Where only some rows
+// take part, `rows` has their places instead of i * row_stride, ascending; likewise `cols`. The
+// strides then still tell how the matrix lies.
 struct MatrixView {
   int64_t row_stride = 0;
   int64_t col_stride = 0;
   bool conjugate = false;
+  int64_t offset = 0;
+  const int64_t* rows = nullptr;  // somebody else's, like the matrix
+  const int64_t* cols = nullptr;
+
+  bool by_list() const { return rows != nullptr || cols != nullptr; }
 };
 
 MatrixView Transposed(const MatrixView& view);

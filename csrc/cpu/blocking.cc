@@ -68,15 +68,15 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
   const Division strips = InPiecesOfAtMost(kernels.rows / sizes.parts, p.m);
   const Division panels = InPiecesOf(kernels.panel_width, p.n);
   const int64_t micro_tiles = strips.pieces * panels.pieces;
-  const bool sums_in_c = sizes.c_can_hold_sums() && micro_tiles >= kFewestMicroTiles;
+  const bool sums_in_c = HoldsSums(sizes, p.c) && micro_tiles >= kFewestMicroTiles;
   const Division passes =
       InPiecesOfAtMost(sums_in_c ? kLongestPassIntoC : kLongestPass, p.k, kStepOfK);
 
   const bool lies_as_multiplied = sizes.storage == kernels.element_size;
   const bool reads_a_unpacked =
-      lies_as_multiplied && a.empty() && panels.pieces < kFewestPanelsToPack;
+      lies_as_multiplied && a.empty() && !p.a.by_list() && panels.pieces < kFewestPanelsToPack;
   const bool reads_b_unpacked =
-      lies_as_multiplied && b.empty() && p.b.col_stride == 1 &&
+      lies_as_multiplied && b.empty() && !p.b.by_list() && p.b.col_stride == 1 &&
       (strips.pieces < kFewestStripsToPack || p.k * p.n * sizes.storage <= kLargestUnpackedB);
   const int64_t packed_panels = !reads_b_unpacked                ? panels.pieces
                                 : p.n % kernels.panel_width == 0 ? 0

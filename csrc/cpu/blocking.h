@@ -21,6 +21,11 @@ struct ElementSizes {
 
 ElementSizes SizesOf(DType dtype);
 
+// Whether C is where sums can stand until they are complete.
+inline bool HoldsSums(const ElementSizes& sizes, const MatrixView& c) {
+  return sizes.c_can_hold_sums() && !c.by_list();
+}
+
 // [0, extent) in pieces of one size; the last one may be smaller. There is at least one piece.
 struct Division {
   int64_t extent;

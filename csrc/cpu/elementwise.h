@@ -17,11 +17,21 @@ namespace stopgrad::cpu {
 using EpilogueLoop = void (*)(const void* sums, int64_t sums_stride, const void* bias, void* z,
                               void* y, int64_t rows, int64_t cols, int64_t row_stride);
 
-// dz = dy f'(saved);  sums[j] += sum_i dz[i, j], in the accumulator type. dz and sums may be null;
-// dz's rows have a stride of their own.
-using ActivationGradientLoop = void (*)(const void* dy, const void* saved, void* dz, void* sums,
-                                        int64_t rows, int64_t cols, int64_t row_stride,
-                                        int64_t dz_stride);
+// dz = w dy f'(saved);  sums[j] += sum_i dz[i, j], in the accumulator type. dz and sums may be null.
+// A row of weight 0 is zeros, whatever dy is there.
+struct ActivationGradientRows {
+  const void* dy;
+  const void* saved;
+  void* dz;
+  void* sums;
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;               // of dy and saved
+  int64_t dz_stride;                // of dz
+  const int64_t* places = nullptr;  // where each row of dy and saved is; instead of the row stride
+  const double* weights = nullptr;  // w of each row; otherwise 1
+};
+using ActivationGradientLoop = void (*)(const ActivationGradientRows& rows);
 
 // The loops compiled for one instruction set; null where a dtype has no such loop.
 struct ElementwiseLoops {

@@ -1,5 +1,6 @@
 // The loops of elementwise.h, written once and compiled once for each instruction set. The compiler
 // vectorizes them; STOPGRAD_TARGET names the definition that this compilation gives.
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -57,41 +58,44 @@ void Epilogue(const void* sums, int64_t sums_stride, const void* bias, void* z, 
 }
 
 template <typename Traits, Activation activation, bool has_dz, bool has_sums>
-void ActivationGradientRows(const typename Traits::Storage* dy,
-                            const typename Traits::Storage* saved, typename Traits::Storage* dz,
-                            typename Traits::Accumulator* sums, int64_t rows, int64_t cols,
-                            int64_t row_stride, int64_t dz_stride) {
+void RunActivationGradient(const ActivationGradientRows& r) {
+  using Storage = typename Traits::Storage;
   using Accumulator = typename Traits::Accumulator;
+  using Real = RealOf<Accumulator>;
   const ActivationFunction<activation, Accumulator> function;
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t row = i * row_stride;
+  auto* const sums = static_cast<Accumulator*>(r.sums);
+  for (int64_t i = 0; i < r.rows; ++i) {
+    const int64_t place = r.places != nullptr ? r.places[i] : i * r.row_stride;
+    const auto* const dy = static_cast<const Storage*>(r.dy) + place;
+    const Storage* saved = nullptr;
+    Storage* dz = nullptr;
+    if constexpr (activation != Activation::kLinear) {
+      saved = static_cast<const Storage*>(r.saved) + place;
+    }
+    if constexpr (has_dz) dz = static_cast<Storage*>(r.dz) + i * r.dz_stride;
+    const Real weight = r.weights != nullptr ? static_cast<Real>(r.weights[i]) : Real(1);
+    if (r.weights != nullptr && r.weights[i] == 0) {
+      if constexpr (has_dz) std::memset(static_cast<void*>(dz), 0, r.cols * sizeof(Storage));
+      continue;
+    }
 #pragma GCC ivdep
-    for (int64_t j = 0; j < cols; ++j) {
-      Accumulator value = Load(dy[row + j]);
-      if constexpr (activation != Activation::kLinear) {
-        value *= function.Derivative(Load(saved[row + j]));
-      }
-      if constexpr (has_dz) Store(value, &dz[i * dz_stride + j]);
+    for (int64_t j = 0; j < r.cols; ++j) {
+      Accumulator value = Load(dy[j]);
+      if constexpr (activation != Activation::kLinear) value *= function.Derivative(Load(saved[j]));
+      value *= weight;
+      if constexpr (has_dz) Store(value, &dz[j]);
       if constexpr (has_sums) sums[j] += value;
     }
   }
 }
 
 template <typename Traits, Activation activation>
-void ActivationGradient(const void* dy, const void* saved, void* dz, void* sums, int64_t rows,
-                        int64_t cols, int64_t row_stride, int64_t dz_stride) {
-  using Storage = typename Traits::Storage;
-  const auto run = [&](auto has_dz, auto has_sums) {
-    ActivationGradientRows<Traits, activation, has_dz, has_sums>(
-        static_cast<const Storage*>(dy), static_cast<const Storage*>(saved),
-        static_cast<Storage*>(dz), static_cast<typename Traits::Accumulator*>(sums), rows, cols,
-        row_stride, dz_stride);
-  };
-  if (dz != nullptr) {
-    sums != nullptr ? run(std::true_type(), std::true_type())
-                    : run(std::true_type(), std::false_type());
-  } else if (sums != nullptr) {
-    run(std::false_type(), std::true_type());
+void ActivationGradient(const ActivationGradientRows& rows) {
+  if (rows.dz != nullptr) {
+    rows.sums != nullptr ? RunActivationGradient<Traits, activation, true, true>(rows)
+                         : RunActivationGradient<Traits, activation, true, false>(rows);
+  } else if (rows.sums != nullptr) {
+    RunActivationGradient<Traits, activation, false, true>(rows);
   }
 }
 

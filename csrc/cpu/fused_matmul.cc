@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <complex>
 #include <cstring>
+#include <memory>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "core/stats.h"
 #include "cpu/gemm.h"
@@ -42,141 +45,223 @@ template <typename Accumulator>
 using WideSum =
     std::conditional_t<std::is_floating_point_v<Accumulator>, double, std::complex<double>>;
 
-// Adds the one pass over dY. Its jobs are blocks of rows and columns; where dBias is needed each
-// leaves its column sums in a row of `partial`, and these are added in order at the end.
+// The one pass over dY, and what it writes.
+struct DyPass {
+  DType dtype;
+  Activation activation;
+  int64_t rows;
+  int64_t cols;
+  const void* dy;
+  const void* saved;
+  // Where the rows are, in elements; otherwise one behind the other. Ours until the work is done.
+  std::shared_ptr<const std::vector<int64_t>> places;
+  const double* weights;  // of the rows; null where all are 1
+  void* dz;               // null: not written
+  void* dbias;            // likewise
+  double bias_scale;
+  const Selection* bias_region;
+
+  // Nothing but the bias gradient reads dZ, so only the columns that learn matter.
+  int64_t first_col() const { return dz == nullptr && dbias ? bias_region->At(0) : 0; }
+  int64_t last_col() const {
+    return dz == nullptr && dbias ? bias_region->At(bias_region->Count(cols) - 1) + 1 : cols;
+  }
+};
+
+// Adds the pass. Its jobs are blocks of rows and columns; where dBias is needed each leaves its
+// column sums in a row of `partial`, and these are added in order at the end.
 template <typename Traits>
-Status AddPassOverDy(DType dtype, int64_t rows, int64_t cols, Activation activation,
-                     double bias_scale, const BackwardTensors& tensors, void* dz_data,
-                     bool sums_bias, Host& host, Work* work) {
+Status AddPass(const DyPass& pass, Host& host, Work* work) {
   using Storage = typename Traits::Storage;
   using Accumulator = typename Traits::Accumulator;
   using Sum = WideSum<Accumulator>;
   const ActivationGradientLoop loop =
-      GetTarget()
-          .elementwise->activation_gradient[static_cast<int>(dtype)][static_cast<int>(activation)];
-  const int64_t rows_per_task = RowsPerTask(rows);
-  const int64_t row_blocks = CeilDiv(rows, rows_per_task);
+      GetTarget().elementwise->activation_gradient[static_cast<int>(pass.dtype)][static_cast<int>(
+          pass.activation)];
+  const int64_t first_col = pass.first_col();
+  const int64_t cols = pass.last_col() - first_col;
+  const int64_t rows_per_task = RowsPerTask(pass.rows);
+  const int64_t row_blocks = CeilDiv(pass.rows, rows_per_task);
   const int64_t col_blocks = CeilDiv(cols, kColsPerTask);
   Sum* partial = nullptr;
-  if (sums_bias) {
+  if (pass.dbias != nullptr) {
     partial =
         static_cast<Sum*>(host.Allocate(std::max<int64_t>(1, row_blocks * cols) * sizeof(Sum)));
     if (partial == nullptr) {
       return Status(StatusCode::kResourceExhausted, "no memory for the sums of a bias gradient");
     }
   }
-  const auto* dy = static_cast<const Storage*>(tensors.dy);
-  const auto* saved = static_cast<const Storage*>(tensors.saved);
-  auto* dz = static_cast<Storage*>(dz_data);
 
   const auto run_block = [=](int64_t block) {
     const int64_t row_block = block / col_blocks;
     const int64_t col = block % col_blocks * kColsPerTask;
     const int64_t block_cols = std::min(kColsPerTask, cols - col);
-    const int64_t row_end = std::min(rows, (row_block + 1) * rows_per_task);
+    const int64_t row_end = std::min(pass.rows, (row_block + 1) * rows_per_task);
     Accumulator sums[kColsPerTask];
-    Sum* block_sums = sums_bias ? partial + row_block * cols + col : nullptr;
-    if (sums_bias) std::fill_n(block_sums, block_cols, Sum(0));
+    Sum* block_sums = partial != nullptr ? partial + row_block * cols + col : nullptr;
+    if (block_sums != nullptr) std::fill_n(block_sums, block_cols, Sum(0));
     for (int64_t row = row_block * rows_per_task; row < row_end; row += kRowsPerSum) {
-      const int64_t offset = row * cols + col;
-      if (sums_bias) std::fill_n(sums, block_cols, Accumulator(0));
-      loop(dy + offset, saved ? saved + offset : nullptr, dz ? dz + offset : nullptr,
-           sums_bias ? sums : nullptr, std::min(kRowsPerSum, row_end - row), block_cols, cols,
-           cols);
-      if (!sums_bias) continue;
+      const int64_t from = (pass.places ? 0 : row * pass.cols) + first_col + col;
+      if (block_sums != nullptr) std::fill_n(sums, block_cols, Accumulator(0));
+      ActivationGradientRows rows{};
+      rows.dy = static_cast<const Storage*>(pass.dy) + from;
+      if (pass.saved != nullptr) rows.saved = static_cast<const Storage*>(pass.saved) + from;
+      if (pass.dz != nullptr) rows.dz = static_cast<Storage*>(pass.dz) + row * pass.cols + col;
+      if (block_sums != nullptr) rows.sums = sums;
+      rows.rows = std::min(kRowsPerSum, row_end - row);
+      rows.cols = block_cols;
+      rows.row_stride = rows.dz_stride = pass.cols;
+      if (pass.places) rows.places = pass.places->data() + row;
+      if (pass.weights != nullptr) rows.weights = pass.weights + row;
+      loop(rows);
+      if (block_sums == nullptr) continue;
       for (int64_t j = 0; j < block_cols; ++j) block_sums[j] += Sum(sums[j]);
     }
   };
-  const int64_t elements_per_block = std::min(rows, rows_per_task) * std::min(cols, kColsPerTask);
+  const int64_t elements_per_block =
+      std::min(pass.rows, rows_per_task) * std::min(cols, kColsPerTask);
   work->AddRanges(row_blocks * col_blocks,
                   CeilDiv(kMinElementsPerTask, std::max<int64_t>(1, elements_per_block)),
                   [run_block](int64_t begin, int64_t end) {
                     for (int64_t block = begin; block < end; ++block) run_block(block);
                   });
-  if (!sums_bias) return Status();
+  if (partial == nullptr) return Status();
 
-  auto* dbias = static_cast<Storage*>(tensors.dbias);
-  work->AddRanges(cols, kMinElementsPerTask, [=](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
+  auto* const dbias = static_cast<Storage*>(pass.dbias);
+  std::memset(static_cast<void*>(dbias), 0, pass.cols * sizeof(Storage));
+  const int64_t count = pass.bias_region->Count(pass.cols);
+  work->AddRanges(count, kMinElementsPerTask, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t j = pass.bias_region->At(i);
       Sum sum(0);
-      for (int64_t block = 0; block < row_blocks; ++block) sum += partial[block * cols + j];
-      Store(static_cast<Accumulator>(sum * bias_scale), &dbias[j]);
+      for (int64_t block = 0; block < row_blocks; ++block) {
+        sum += partial[block * cols + j - first_col];
+      }
+      Store(static_cast<Accumulator>(sum * pass.bias_scale), &dbias[j]);
     }
   });
   return Status();
 }
 
-// What a run of the product will count as.
-int64_t Flops(const GradientProduct& planned, DType dtype) {
-  return planned.runs ? planned.product.Flops(IsComplex(dtype)) : 0;
+Status AddPass(const DyPass& pass, Host& host, Work* work) {
+  return VisitDType(pass.dtype, [&](auto traits) {
+    using Traits = decltype(traits);
+    if constexpr (Traits::kGradients) {
+      return AddPass<Traits>(pass, host, work);
+    } else {
+      return InvalidArgument("integers have no gradient");
+    }
+  });
 }
 
-void AddGradient(const GradientProduct& planned, DType dtype, const Factor& a, const Factor& b,
-                 void* c, int64_t elements, Work* work) {
-  if (planned.runs) {
-    AddProduct(dtype, planned.product, planned.alpha, a, b, c, Epilogue(), work);
-  } else {
-    std::memset(c, 0, elements * SizeOf(dtype));
-  }
+void AddZeros(void* data, int64_t bytes, Work* work) {
+  work->AddRanges(bytes, kMinElementsPerTask * 8, [data](int64_t begin, int64_t end) {
+    std::memset(static_cast<char*>(data) + begin, 0, end - begin);
+  });
 }
 
-// Whether dZ need not be written, as a product's prologue computes it.
-bool IsPrologue(const GradientPlan& plan, const GradientNeeds& needs, DType dtype,
-                const Work& work) {
-  if (needs.z || plan.sums_bias || plan.a.runs == plan.b.runs) return false;
-  const Product& product = plan.a.runs ? plan.a.product : plan.b.product;
-  return ComputesAsItPacks(dtype, product, plan.a.runs, work);
+// Elements of the gradient of an operand that is stored with this shape.
+int64_t SizeOfGradient(const Shape& shape, bool is_compact, const Selection& rows) {
+  if (!is_compact) return NumElements(shape);
+  const size_t rank = shape.size();
+  return rows.Count(shape[rank - 2]) * shape[rank - 1];
+}
+
+// Whether dZ need not be written, as the prologue of the one product that reads it computes it.
+bool ComputesDzAsItPacks(const GradientPlan& fused, DType dtype, const Work& work) {
+  if (fused.pass_over_dy || fused.a.runs() == fused.b.runs()) return false;
+  const bool of_a = fused.a.runs();
+  const std::vector<Product>& products = of_a ? fused.a.products : fused.b.products;
+  return std::all_of(products.begin(), products.end(), [&](const Product& product) {
+    return ComputesAsItPacks(dtype, product, of_a, work);
+  });
+}
+
+int64_t FlopsOf(const GradientPlan& plan, DType dtype, int64_t pass_elements) {
+  const int64_t pass = plan.pass_over_dy ? pass_elements : 0;
+  return plan.a.Flops(IsComplex(dtype)) + plan.b.Flops(IsComplex(dtype)) +
+         pass * (kMinFlopsPerTask / kMinElementsPerTask);
 }
 
 }  // namespace
 
 Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMulProblem* problem,
-                           Activation activation, const GradientScales& scales,
+                           Activation activation, const GradientPolicy& policy,
                            const BackwardTensors& tensors, Host& host) {
-  const GradientNeeds needs{tensors.da != nullptr, tensors.db != nullptr, tensors.dbias != nullptr,
-                            tensors.dz != nullptr};
-  const GradientPlan plan = MakePlan(problem, activation, needs, scales);
-  const int64_t flops[] = {Flops(plan.a, dtype), Flops(plan.b, dtype)};
-  const int64_t pass_flops =
-      plan.pass_over_dy ? rows * cols * (kMinFlopsPerTask / kMinElementsPerTask) : 0;
-  Work work(host, flops[0] + flops[1] + pass_flops);
+  GradientNeeds needs{tensors.da != nullptr, tensors.db != nullptr, tensors.dbias != nullptr,
+                      tensors.dz != nullptr};
+  if (needs.z && policy.rows.given) {
+    // dZ of all rows, which nothing else reads then.
+    BackwardTensors dz_alone{tensors.dy, nullptr, nullptr, tensors.saved};
+    dz_alone.dz = tensors.dz;
+    const Status status =
+        FusedMatMulGradient(dtype, rows, cols, nullptr, activation, {}, dz_alone, host);
+    if (!status.ok()) return status;
+    needs.z = false;
+  }
+
+  const int64_t pass_elements = rows * cols;
+  const bool is_linear = activation == Activation::kLinear;
+  GradientPlan plan;
+  bool is_prologue = false;
+  if (!is_linear && needs.a != needs.b && !needs.bias && !needs.z) {
+    plan = MakePlan(problem, activation, needs, policy, /*fuses_activation=*/true);
+    is_prologue =
+        ComputesDzAsItPacks(plan, dtype, Work(host, FlopsOf(plan, dtype, pass_elements)));
+  }
+  if (!is_prologue) plan = MakePlan(problem, activation, needs, policy);
+  Work work(host, FlopsOf(plan, dtype, pass_elements));
 
   Factor dz{tensors.dy};  // what the products read
-  if (plan.writes_dz && IsPrologue(plan, needs, dtype, work)) {
-    dz.prologue = {activation, tensors.saved};
-  } else if (plan.pass_over_dy) {
-    void* written_dz = nullptr;
+  if (is_prologue) dz.prologue = {activation, tensors.saved};
+  if (plan.pass_over_dy) {
+    DyPass pass{};
+    pass.dtype = dtype;
+    pass.activation = activation;
+    pass.rows = rows;
+    pass.cols = cols;
+    pass.dy = tensors.dy;
+    pass.saved = is_linear ? nullptr : tensors.saved;
+    if (plan.pass_rows != nullptr) {
+      pass.rows = plan.pass_rows->size();
+      std::vector<int64_t> places = *plan.pass_rows;
+      for (int64_t& place : places) place *= cols;
+      pass.places = std::make_shared<const std::vector<int64_t>>(std::move(places));
+    }
+    if (!plan.pass_weights.empty()) pass.weights = plan.pass_weights.data();
     if (plan.writes_dz) {
-      written_dz = tensors.dz;
-      if (written_dz == nullptr) written_dz = host.Allocate(rows * cols * SizeOf(dtype));
-      if (written_dz == nullptr) {
+      pass.dz = needs.z ? tensors.dz : host.Allocate(pass.rows * cols * SizeOf(dtype));
+      if (pass.dz == nullptr) {
         return Status(StatusCode::kResourceExhausted,
                       "no memory for the gradient of an activation");
       }
-      dz.data = written_dz;
+      dz.data = pass.dz;
     }
-    const Status status = VisitDType(dtype, [&](auto traits) {
-      using Traits = decltype(traits);
-      if constexpr (Traits::kGradients) {
-        return AddPassOverDy<Traits>(dtype, rows, cols, activation, scales.bias, tensors,
-                                     written_dz, plan.sums_bias, host, &work);
-      } else {
-        return InvalidArgument("integers have no gradient");
-      }
-    });
+    if (plan.sums_bias) pass.dbias = tensors.dbias;
+    pass.bias_scale = policy.scales.bias;
+    pass.bias_region = &policy.regions.bias;
+    const Status status = AddPass(pass, host, &work);
     if (!status.ok()) return status;
   }
   if (needs.bias && !plan.sums_bias) std::memset(tensors.dbias, 0, cols * SizeOf(dtype));
-  if (needs.a) {
-    AddGradient(plan.a, dtype, dz, {tensors.b}, tensors.da, NumElements(problem->shape_a), &work);
+  if (plan.a.zeros_first) {
+    AddZeros(tensors.da,
+             SizeOfGradient(problem->shape_a, policy.compact_a, policy.regions.a_rows) *
+                 SizeOf(dtype),
+             &work);
   }
-  if (needs.b) {
-    AddGradient(plan.b, dtype, {tensors.a}, dz, tensors.db, NumElements(problem->shape_b), &work);
+  if (plan.b.zeros_first) {
+    AddZeros(tensors.db,
+             SizeOfGradient(problem->shape_b, policy.compact_b, policy.regions.b_rows) *
+                 SizeOf(dtype),
+             &work);
   }
+  AddProducts(dtype, plan.a.products, plan.a.alpha, dz, {tensors.b}, tensors.da, &work);
+  AddProducts(dtype, plan.b.products, plan.b.alpha, {tensors.a}, dz, tensors.db, &work);
   const Status status = work.Run();
   if (!status.ok()) return status;
-  for (int64_t count : flops) {
-    if (count > 0) CountProduct(Pass::kBackward, count);
+  for (const GradientProducts* gradient : {&plan.a, &plan.b}) {
+    if (gradient->runs()) CountProduct(Pass::kBackward, gradient->Flops(IsComplex(dtype)));
   }
   return Status();
 }

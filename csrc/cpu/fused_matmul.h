@@ -34,12 +34,13 @@ struct BackwardTensors {
   void* dz = nullptr;
 };
 
-// dZ = dY f'(saved),  dBias = s_bias sum_rows dZ,  dA = s_a dZ op(B)^H,  dB = s_b op(A)^H dZ,
-// and of these only what is asked for. dY is [rows, cols], `problem` may be null where neither dA
-// nor dB is needed.
+// dZ = dY f'(saved),  dBias = s_bias sum_rows w dZ,  dA = s_a w dZ op(B)^H,  dB = s_b op(A)^H w dZ,
+// with w the row weights, and of these only what is asked for and lies in the regions; the rest of
+// a result is zeros. dY is [rows, cols], `problem` may be null where neither dA nor dB is needed.
+// `z` has no weights.
 STOPGRAD_EXPORT Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols,
                                            const MatMulProblem* problem, Activation activation,
-                                           const GradientScales& scales,
+                                           const GradientPolicy& policy,
                                            const BackwardTensors& tensors, Host& host);
 
 }  // namespace stopgrad::cpu

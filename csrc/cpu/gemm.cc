@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "cpu/blocking.h"
 #include "cpu/parallel.h"
+#include "cpu/patch.h"
 #include "cpu/targets.h"
 
 namespace stopgrad::cpu {
@@ -43,6 +45,15 @@ Offsets OffsetsAt(const std::vector<BatchDim>& dims, int64_t index) {
 const char* At(const void* data, int64_t bytes) { return static_cast<const char*>(data) + bytes; }
 char* At(void* data, int64_t bytes) { return static_cast<char*>(data) + bytes; }
 
+// The same matrix, from the view's first element on.
+Factor From(const Factor& factor, const MatrixView& view, int64_t element_size) {
+  const int64_t bytes = view.offset * element_size;
+  Factor from = factor;
+  from.data = At(factor.data, bytes);
+  if (!from.prologue.empty()) from.prologue.saved = At(factor.prologue.saved, bytes);
+  return from;
+}
+
 constexpr int64_t kAlignment = 64;
 int64_t Aligned(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment; }
 
@@ -67,9 +78,9 @@ class BatchedProduct {
                                                         [static_cast<int>(epilogue.activation)]),
         p_(product),
         alpha_(alpha),
-        a_(a),
-        b_(b),
-        c_(c),
+        a_(dtype, From(a, product.a, sizes_.storage), product.a, /*first=*/true),
+        b_(dtype, From(b, product.b, sizes_.storage), product.b, /*first=*/false),
+        c_(At(c, product.c.offset * sizes_.storage)),
         epilogue_(epilogue) {
     for (const BatchDim& dim : p_.batch) (dim.sums() ? term_dims_ : output_dims_).push_back(dim);
     terms_ = p_.terms();
@@ -77,11 +88,11 @@ class BatchedProduct {
     terms_ = std::max<int64_t>(1, terms_);
 
     whole_matrices_ = WholeMatrices(p_, workers);
-    blocking_ = ChooseBlocking(kernels_, sizes_, p_, a_.prologue, b_.prologue,
+    blocking_ = ChooseBlocking(kernels_, sizes_, p_, a.prologue, b.prologue,
                                WorkersPerMatrix(p_, sizes_.parts == 2, workers));
     if (blocking_.slices.pieces > 1) {
       sums_place_ = SumsPlace::kMatrix;
-    } else if (sizes_.c_can_hold_sums()) {
+    } else if (HoldsSums(sizes_, p_.c)) {
       sums_place_ = SumsPlace::kC;
     } else {
       sums_place_ = passes() > 1 ? SumsPlace::kMatrix : SumsPlace::kTile;
@@ -91,28 +102,39 @@ class BatchedProduct {
 
   static void Add(const std::shared_ptr<const BatchedProduct>& product, Work* work) {
     const BatchedProduct& p = *product;
-    const std::vector<int64_t> stages = p.Stages();
     const int64_t outputs = p.p_.outputs();
     if (p.whole_matrices_) {
       work->AddStages({outputs}, p.scratch_bytes_,
-                      [product, stages](char* scratch, int64_t worker, size_t, int64_t output) {
-                        const Matrix matrix = product->MatrixAt(scratch, output, worker);
-                        char* const own = product->WorkersOwn(scratch, worker);
-                        for (size_t stage = 0; stage < stages.size(); ++stage) {
-                          for (int64_t job = 0; job < stages[stage]; ++job) {
-                            product->RunJob(matrix, stage, job, own);
-                          }
-                        }
+                      [product](char* scratch, int64_t worker, size_t, int64_t output) {
+                        product->RunMatrix(product->MatrixAt(scratch, output, worker),
+                                           product->WorkersOwn(scratch, worker));
                       });
       return;
     }
     for (int64_t output = 0; output < outputs; ++output) {
-      work->AddStages(stages, p.scratch_bytes_,
+      work->AddStages(p.Stages(), p.scratch_bytes_,
                       [product, output](char* scratch, int64_t worker, size_t stage, int64_t job) {
                         product->RunJob(product->MatrixAt(scratch, output, 0), stage, job,
                                         product->WorkersOwn(scratch, worker));
                       });
     }
+  }
+
+  // Many products, each by one thread.
+  static void AddEachByOneThread(std::vector<BatchedProduct> products, Work* work) {
+    int64_t bytes = 0;
+    for (const BatchedProduct& product : products) bytes = std::max(bytes, product.scratch_bytes_);
+    const int64_t count = static_cast<int64_t>(products.size());
+    const auto shared = std::make_shared<const std::vector<BatchedProduct>>(std::move(products));
+    work->AddStages({count}, bytes * work->workers(),
+                    [shared, bytes](char* scratch, int64_t worker, size_t, int64_t job) {
+                      const BatchedProduct& product = (*shared)[job];
+                      char* const memory = scratch + worker * bytes;
+                      for (int64_t output = 0; output < product.p_.outputs(); ++output) {
+                        product.RunMatrix(product.MatrixAt(memory, output, 0),
+                                          product.WorkersOwn(memory, 0));
+                      }
+                    });
   }
 
  private:
@@ -153,7 +175,7 @@ class BatchedProduct {
   int64_t slice_bytes() const { return p_.m * sizes_.parts * range_width() * sizes_.real; }
   int64_t strip_step_bytes() const { return kernels_.strip_width * kernels_.element_size; }
   int64_t panel_step_bytes() const { return kernels_.panel_width * kernels_.element_size; }
-  int64_t panels_per_job() const { return p_.b.col_stride == 1 ? kPanelsAtATime : 1; }
+  int64_t panels_per_job() const { return b_.across() ? kPanelsAtATime : 1; }
 
   // Jobs a stage: packing, tiles, and adding the slices, by turns.
   std::vector<int64_t> Stages() const {
@@ -201,7 +223,7 @@ class BatchedProduct {
     } else if (sums_place_ == SumsPlace::kMatrix) {
       sums_bytes_ = Aligned(blocking_.slices.pieces * slice_bytes());
     }
-    if (!a_.prologue.empty() || !b_.prologue.empty()) {
+    if (a_.needs_patches() || b_.needs_patches()) {
       const int64_t across = std::max(kPanelsAtATime * kernels_.panel_width,
                                       blocking_.strips_per_tile * blocking_.strips.size);
       const int64_t patch = std::max(kRowsAtATime * across, block * kernels_.panel_width);
@@ -219,6 +241,13 @@ class BatchedProduct {
     return scratch + matrices_bytes_ + worker * own_bytes();
   }
 
+  void RunMatrix(const Matrix& matrix, char* scratch) const {
+    const std::vector<int64_t> stages = Stages();
+    for (size_t stage = 0; stage < stages.size(); ++stage) {
+      for (int64_t job = 0; job < stages[stage]; ++job) RunJob(matrix, stage, job, scratch);
+    }
+  }
+
   void RunJob(const Matrix& matrix, size_t stage, int64_t job, char* scratch) const {
     const Phase phase = PhaseAt(static_cast<int64_t>(stage / 3));
     if (stage % 3 == 0) {
@@ -230,10 +259,11 @@ class BatchedProduct {
     }
   }
 
-  const char* BAt(const Matrix& matrix, const Phase& phase, int64_t k, int64_t column) const {
-    return At(b_.data, (matrix.offsets.b + OffsetsAt(term_dims_, phase.term).b +
-                        (phase.k_begin + k) * p_.b.row_stride + column * p_.b.col_stride) *
-                           sizes_.storage);
+  int64_t OffsetOfA(const Matrix& matrix, const Phase& phase) const {
+    return matrix.offsets.a + OffsetsAt(term_dims_, phase.term).a;
+  }
+  int64_t OffsetOfB(const Matrix& matrix, const Phase& phase) const {
+    return matrix.offsets.b + OffsetsAt(term_dims_, phase.term).b;
   }
 
   // Blocks of k lie one behind the other, in a block panel after panel. All but the last block are
@@ -244,29 +274,23 @@ class BatchedProduct {
     return At(matrix.packed, (steps_before + steps) * panel_step_bytes());
   }
 
-  // Packs neighbouring strips or panels for a block of k, one behind the other. `source` is all of
-  // them, from the matrix's first row or column. Where the matrix's rows lie across them, they are
-  // packed a few rows at a time: then a row's memory is read once, in order, and not line by line
-  // for each of them. What a prologue computes of a patch is packed while the first cache holds it.
-  void PackPieces(PackLoop pack, const Factor& factor, const PackSource& source,
-                  const Division& pieces, int64_t begin, int64_t end, int64_t step_bytes,
+  // Packs neighbouring strips or panels for a block of k, one behind the other; `offset` is where
+  // the matrix begins. Where the rows of its memory lie across them, they are packed a few rows at a
+  // time: then a row's memory is read once, in order, and not line by line for each of them.
+  void PackPieces(PackLoop pack, const PackingView& view, int64_t offset, const Division& pieces,
+                  int64_t begin, int64_t end, int64_t k_begin, int64_t k, int64_t step_bytes,
                   char* scratch, char* to) const {
-    const bool across = source.stride == 1;
-    const int64_t rows = across ? kRowsAtATime : std::max<int64_t>(1, source.k);
-    const int64_t pieces_of_patch = across ? end - begin : 1;
-    const int64_t piece_bytes = kernels_.Steps(source.k) * step_bytes;
-    for (int64_t l = 0; l < source.k; l += rows) {
+    const int64_t rows = view.across() ? kRowsAtATime : std::max<int64_t>(1, k);
+    const int64_t pieces_of_patch = view.across() ? end - begin : 1;
+    const int64_t piece_bytes = kernels_.Steps(k) * step_bytes;
+    char* const memory = scratch + strips_bytes_ + tile_bytes_;
+    for (int64_t l = 0; l < k; l += rows) {
       for (int64_t first = begin; first < end; first += pieces_of_patch) {
         const int64_t last = first + pieces_of_patch;
-        PackSource patch = source;
-        patch.data = At(source.data, (pieces.Begin(first) * source.stride + l * source.k_stride) *
-                                         sizes_.storage);
-        patch.count = std::min(pieces.extent, pieces.Begin(last)) - pieces.Begin(first);
-        patch.k = std::min(rows, source.k - l);
-        patch.k_left = source.k_left - l;
-        if (!factor.prologue.empty()) {
-          patch = ComputePatch(factor, patch, At(scratch, strips_bytes_ + tile_bytes_));
-        }
+        const int64_t count = std::min(pieces.extent, pieces.Begin(last)) - pieces.Begin(first);
+        const PackSource patch =
+            view.Patch(offset, pieces.Begin(first), count, k_begin + l, std::min(rows, k - l),
+                       p_.k - k_begin - l, memory, kernels_.panel_width);
         for (int64_t piece = first; piece < last; ++piece) {
           PackSource part = patch;
           part.data = At(patch.data, (pieces.Begin(piece) - pieces.Begin(first)) * patch.stride *
@@ -278,33 +302,12 @@ class BatchedProduct {
     }
   }
 
-  // A patch of a factor with a prologue, computed into `memory`.
-  PackSource ComputePatch(const Factor& factor, const PackSource& patch, char* memory) const {
-    const bool across = patch.stride == 1;
-    const int64_t rows = across ? patch.k : patch.count;
-    const int64_t cols = across ? patch.count : patch.k;
-    const int64_t offset =
-        static_cast<const char*>(patch.data) - static_cast<const char*>(factor.data);
-    const ActivationGradientLoop loop =
-        GetTarget().elementwise->activation_gradient[static_cast<int>(dtype_)]
-                                                    [static_cast<int>(factor.prologue.activation)];
-    loop(patch.data, At(factor.prologue.saved, offset), memory, nullptr, rows, cols,
-         across ? patch.k_stride : patch.stride, cols);
-    PackSource computed = patch;
-    computed.data = memory;
-    (across ? computed.k_stride : computed.stride) = cols;
-    computed.k_left = patch.k + kernels_.panel_width;  // behind it there is memory to read
-    return computed;
-  }
-
   void PackPanels(const Matrix& matrix, const Phase& phase, int64_t job, char* scratch) const {
     const int64_t block = job % phase.blocks.pieces;
     const int64_t first = phase.first_packed + job / phase.blocks.pieces * panels_per_job();
-    const int64_t k = phase.blocks.Begin(block);
-    PackPieces(kernels_.pack_panel, b_,
-               {BAt(matrix, phase, k, 0), p_.b.col_stride, p_.b.row_stride, p_.b.conjugate, p_.n,
-                phase.blocks.Size(block), p_.k - phase.k_begin - k},
-               blocking_.panels, first, std::min(phase.end(), first + panels_per_job()),
+    PackPieces(kernels_.pack_panel, b_, OffsetOfB(matrix, phase), blocking_.panels, first,
+               std::min(phase.end(), first + panels_per_job()),
+               phase.k_begin + phase.blocks.Begin(block), phase.blocks.Size(block),
                panel_step_bytes(), scratch, PackedAt(matrix, phase, block, first));
   }
 
@@ -364,7 +367,9 @@ class BatchedProduct {
     const int64_t column = blocking_.panels.Begin(panel_begin);
     const int64_t columns = std::min(p_.n, blocking_.panels.Begin(panel_end)) - column;
     const int64_t first_row = blocking_.strips.Begin(strip_begin);
-    const int64_t a_begin = matrix.offsets.a + OffsetsAt(term_dims_, phase.term).a;
+    const int64_t a_begin = OffsetOfA(matrix, phase);
+    const char* const a = At(a_.factor().data, a_begin * sizes_.storage);
+    const char* const b = At(b_.factor().data, OffsetOfB(matrix, phase) * sizes_.storage);
 
     const int64_t first_block = phase.slices.Begin(slice);
     const int64_t last_block = first_block + phase.slices.Size(slice) - 1;
@@ -372,7 +377,6 @@ class BatchedProduct {
       const int64_t k = phase.blocks.Size(block);
       const int64_t k_begin = phase.k_begin + phase.blocks.Begin(block);
       const int64_t steps = kernels_.Steps(k);
-      const char* const a = At(a_.data, (a_begin + k_begin * p_.a.col_stride) * sizes_.storage);
       MicroTile tile;
       tile.steps = steps;
       tile.alpha = alpha_;
@@ -383,9 +387,8 @@ class BatchedProduct {
       } else {
         tile.a_stride = 1;
         tile.a_step = kernels_.strip_width;
-        PackPieces(kernels_.pack_strip, a_,
-                   {a, p_.a.row_stride, p_.a.col_stride, p_.a.conjugate, p_.m, k, p_.k - k_begin},
-                   blocking_.strips, strip_begin, strip_end, strip_step_bytes(), scratch, scratch);
+        PackPieces(kernels_.pack_strip, a_, a_begin, blocking_.strips, strip_begin, strip_end,
+                   k_begin, k, strip_step_bytes(), scratch, scratch);
       }
       const auto& multiply = tile.a_stride == 1 ? kernels_.multiply : kernels_.multiply_strided;
       for (int64_t strip = strip_begin; strip < strip_end; ++strip) {
@@ -394,14 +397,15 @@ class BatchedProduct {
         const Sums sums =
             SumsAt(matrix, phase, slice, row, first_row, column, scratch + strips_bytes_);
         tile.a = blocking_.reads_a_unpacked
-                     ? At(a, row * p_.a.row_stride * sizes_.storage)
+                     ? At(a, (row * p_.a.row_stride + k_begin * p_.a.col_stride) * sizes_.storage)
                      : scratch + (strip - strip_begin) * steps * strip_step_bytes();
         tile.c_stride = sums.stride;
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
           const bool packed = panel >= phase.first_packed;
-          tile.b =
-              packed ? PackedAt(matrix, phase, block, panel)
-                     : BAt(matrix, phase, phase.blocks.Begin(block), blocking_.panels.Begin(panel));
+          tile.b = packed ? PackedAt(matrix, phase, block, panel)
+                          : At(b, (k_begin * p_.b.row_stride +
+                                   blocking_.panels.Begin(panel) * p_.b.col_stride) *
+                                      sizes_.storage);
           tile.b_stride = packed ? kernels_.panel_width : p_.b.row_stride;
           tile.c = sums.data + (panel - panel_begin) * kernels_.panel_width * sizes_.real;
           tile.cols = blocking_.panels.Size(panel);
@@ -442,9 +446,38 @@ class BatchedProduct {
     const auto at = [&](const void* data, int64_t element) {
       return data == nullptr ? nullptr : const_cast<char*>(At(data, element * sizes_.storage));
     };
+    if (p_.c.by_list()) {
+      Scatter(matrix, sums, row, rows, column, columns);
+      return;
+    }
     const int64_t c = matrix.offsets.c + row * p_.c.row_stride + column;
     epilogue_loop_(sums.data, sums.stride, at(epilogue_.bias, column), at(epilogue_.z, c),
                    at(c_, c), rows, columns, p_.c.row_stride);
+  }
+
+  // The epilogue where C's rows or columns are those of a list; it has no bias and no z there.
+  void Scatter(const Matrix& matrix, const Sums& sums, int64_t row, int64_t rows, int64_t column,
+               int64_t columns) const {
+    VisitDType(dtype_, [&](auto traits) {
+      using Storage = typename decltype(traits)::Storage;
+      constexpr int64_t kColumns = 256;
+      Storage finished[kColumns];
+      for (int64_t i = row; i < row + rows; ++i) {
+        const int64_t place = p_.c.rows != nullptr ? p_.c.rows[i] : i * p_.c.row_stride;
+        Storage* const to = static_cast<Storage*>(c_) + matrix.offsets.c + place;
+        char* const from = sums.data + (i - row) * sizes_.parts * sums.stride * sizes_.real;
+        if (p_.c.cols == nullptr) {
+          epilogue_loop_(from, sums.stride, nullptr, nullptr, to + column, 1, columns, 0);
+          continue;
+        }
+        for (int64_t j = 0; j < columns; j += kColumns) {
+          const int64_t count = std::min(kColumns, columns - j);
+          epilogue_loop_(from + j * sizes_.real, sums.stride, nullptr, nullptr, finished, 1, count,
+                         0);
+          for (int64_t e = 0; e < count; ++e) to[p_.c.cols[column + j + e]] = finished[e];
+        }
+      }
+    });
   }
 
   const DType dtype_;
@@ -456,8 +489,8 @@ class BatchedProduct {
   std::vector<BatchDim> term_dims_;
   int64_t terms_;
   const double alpha_;
-  const Factor a_;
-  const Factor b_;
+  const PackingView a_;
+  const PackingView b_;
   void* const c_;
   const Epilogue epilogue_;
   bool whole_matrices_;
@@ -479,11 +512,14 @@ bool ComputesAsItPacks(DType dtype, const Product& product, bool first, const Wo
   if (product.c.col_stride != 1) {
     return ComputesAsItPacks(dtype, Transposed(product), !first, work);
   }
+  if (product.outputs() == 0) return true;
+  const PackingView view(dtype, {}, first ? product.a : product.b, first);
+  if (view.gathers_elements()) return false;
   // The second factor is packed once, the first one for every column of tiles.
-  if (!first || product.outputs() == 0) return true;
+  if (!first) return true;
   // Patches that lie across strips end where tiles do, which the number of threads decides, and
   // elements behind the last whole vector may differ in the last digit from those before it.
-  if (product.a.row_stride == 1) return false;
+  if (view.across()) return false;
   const Blocking blocking =
       ChooseBlocking(GetTarget().gemm->of[static_cast<int>(dtype)], SizesOf(dtype), product, {}, {},
                      WorkersPerMatrix(product, IsComplex(dtype), work.workers()));
@@ -491,16 +527,45 @@ bool ComputesAsItPacks(DType dtype, const Product& product, bool first, const Wo
          kMostTimesComputed;
 }
 
+namespace {
+
+bool IsEmpty(const Product& product) {
+  return product.m == 0 || product.n == 0 || product.outputs() == 0;
+}
+
+// With C's rows one behind the other, as the micro-kernel writes them.
+BatchedProduct MakeProduct(DType dtype, const Product& product, double alpha, const Factor& a,
+                           const Factor& b, void* c, const Epilogue& epilogue, int64_t workers) {
+  if (product.c.col_stride == 1) {
+    return BatchedProduct(dtype, product, alpha, a, b, c, epilogue, workers);
+  }
+  return BatchedProduct(dtype, Transposed(product), alpha, b, a, c, epilogue, workers);
+}
+
+}  // namespace
+
 void AddProduct(DType dtype, const Product& product, double alpha, const Factor& a, const Factor& b,
                 void* c, const Epilogue& epilogue, Work* work) {
-  if (product.m == 0 || product.n == 0 || product.outputs() == 0) return;
-  if (product.c.col_stride != 1) {
-    AddProduct(dtype, Transposed(product), alpha, b, a, c, epilogue, work);
+  if (IsEmpty(product)) return;
+  BatchedProduct::Add(std::make_shared<const BatchedProduct>(MakeProduct(
+                          dtype, product, alpha, a, b, c, epilogue, work->workers())),
+                      work);
+}
+
+void AddProducts(DType dtype, const std::vector<Product>& products, double alpha, const Factor& a,
+                 const Factor& b, void* c, Work* work) {
+  if (static_cast<int64_t>(products.size()) < 2 * work->workers()) {
+    for (const Product& product : products) {
+      AddProduct(dtype, product, alpha, a, b, c, Epilogue(), work);
+    }
     return;
   }
-  BatchedProduct::Add(std::make_shared<const BatchedProduct>(dtype, product, alpha, a, b, c,
-                                                             epilogue, work->workers()),
-                      work);
+  std::vector<BatchedProduct> parts;
+  for (const Product& product : products) {
+    if (IsEmpty(product)) continue;
+    parts.push_back(MakeProduct(dtype, product, alpha, a, b, c, Epilogue(), /*workers=*/1));
+  }
+  BatchedProduct::AddEachByOneThread(std::move(parts), work);
 }
 
 }  // namespace stopgrad::cpu

@@ -1,6 +1,8 @@
 #ifndef STOPGRAD_CPU_GEMM_H_
 #define STOPGRAD_CPU_GEMM_H_
 
+#include <vector>
+
 #include "core/activation.h"
 #include "core/dtype.h"
 #include "core/product.h"
@@ -32,14 +34,18 @@ struct Factor {
   Prologue prologue = {};
 };
 
-// Whether the product's first or second factor, if it has a prologue, is better computed as it is
-// packed than before.
+// Whether the product's first or second factor, if it has a prologue, can and had better be computed
+// as it is packed than before.
 bool ComputesAsItPacks(DType dtype, const Product& product, bool first, const Work& work);
 
 // Adds a simplified product to the work: C = f(alpha A B + bias). Every element of C is written,
 // whatever was there before; a sum over nothing is 0. `alpha` must be 1 for integers.
 void AddProduct(DType dtype, const Product& product, double alpha, const Factor& a, const Factor& b,
                 void* c, const Epilogue& epilogue, Work* work);
+
+// Adds products that write different parts of C.
+void AddProducts(DType dtype, const std::vector<Product>& products, double alpha, const Factor& a,
+                 const Factor& b, void* c, Work* work);
 
 }  // namespace stopgrad::cpu
 

@@ -13,12 +13,14 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "core/activation.h"
 #include "core/plan.h"
 #include "core/problem.h"
+#include "core/selection.h"
 #include "core/stats.h"
 #include "cpu/fused_matmul.h"
 #include "cpu/targets.h"
@@ -205,14 +207,59 @@ GradientScales ParseScales(const std::map<std::string, double>& values) {
   return scales;
 }
 
+// A boolean or floating array that broadcasts against the rows of y.
+RowWeights ParseRows(const py::object& rows, const Shape& y) {
+  RowWeights weights;
+  if (rows.is_none()) return weights;
+  const auto array = py::cast<py::array_t<double, py::array::c_style>>(
+      py::module_::import("numpy").attr("asarray")(rows, "float64"));
+  const std::vector<double> values(array.data(), array.data() + array.size());
+  ThrowIfError(MakeRowWeights(values, ShapeOf(array), y, &weights));
+  return weights;
+}
+
+// From the names of axes to (begin, end, step), end None for all, or an array of indices.
+Regions ParseRegions(const py::dict& parts, const Shape& a, const Shape& b, int64_t bias) {
+  Regions regions;
+  for (const auto& [key, value] : parts) {
+    const auto name = py::cast<std::string>(key);
+    RegionPart part{};
+    part.axis = FindRegionAxis(name);
+    if (part.axis == nullptr) {
+      throw py::value_error("`regions` has \"" + name +
+                            "\"; due are a_rows, a_columns, b_rows, b_columns and bias");
+    }
+    const std::string operand = part.axis->operand;
+    const Shape& shape = operand == "a" ? a : b;
+    const int64_t extent =
+        operand == "bias"
+            ? bias
+            : shape.at(shape.size() - (std::string(part.axis->unit) == "row" ? 2 : 1));
+    py::array_t<int64_t, py::array::c_style> indices;
+    if (py::isinstance<py::tuple>(value)) {
+      const auto [begin, end, step] =
+          py::cast<std::tuple<int64_t, std::optional<int64_t>, int64_t>>(value);
+      part.slice = {begin, end.value_or(Slice::kToTheEnd), step};
+    } else {
+      indices = py::cast<py::array_t<int64_t, py::array::c_style>>(value);
+      part.by_index = true;
+      part.indices = indices.data();
+      part.num_indices = indices.size();
+    }
+    ThrowIfError(Select(part, extent, &regions));
+  }
+  return regions;
+}
+
 py::dict MatMulGradient(const py::array& dy_array, const std::optional<py::array>& a_array,
                         const std::optional<py::array>& b_array,
                         const std::optional<py::array>& saved_array,
                         const std::vector<std::string>& needed, const std::string& layout_a,
                         const std::string& layout_b, const std::string& activation_name,
                         const std::optional<Shape>& a_shape, const std::optional<Shape>& b_shape,
-                        const std::map<std::string, double>& scale_values, int threads,
-                        bool poison) {
+                        const std::map<std::string, double>& scale_values, const py::object& rows,
+                        const py::dict& regions, const std::vector<std::string>& compact,
+                        int threads, bool poison) {
   const DType dtype = DTypeOf("dy", dy_array);
   if (!HasGradients(dtype))
     throw py::type_error("`dy` is an integer array; integers have no gradient");
@@ -222,7 +269,8 @@ py::dict MatMulGradient(const py::array& dy_array, const std::optional<py::array
   const Argument saved("saved", saved_array, dtype);
   const Activation activation = ParseActivation(activation_name, dtype);
   const GradientNeeds needs = ParseNeeded(needed);
-  const GradientScales scales = ParseScales(scale_values);
+  GradientPolicy policy;
+  policy.scales = ParseScales(scale_values);
   if (needs.a && !b) throw py::value_error("the gradient of `a` needs `b`");
   if (needs.b && !a) throw py::value_error("the gradient of `b` needs `a`");
   if (SavedFor(activation) != Saved::kNothing && (!saved || *saved.shape() != *dy.shape())) {
@@ -243,7 +291,19 @@ py::dict MatMulGradient(const py::array& dy_array, const std::optional<py::array
                                      shape_b, &problem));
   }
   const int64_t cols = dy.shape()->back();
-  const int64_t rows = cols == 0 ? 0 : NumElements(*dy.shape()) / cols;
+  const int64_t num_rows = cols == 0 ? 0 : NumElements(*dy.shape()) / cols;
+  policy.rows = ParseRows(rows, *dy.shape());
+  policy.regions = ParseRegions(regions, problem.shape_a, problem.shape_b, cols);
+  Shape gradient_a = problem.shape_a, gradient_b = problem.shape_b;
+  for (const std::string& name : compact) {
+    Shape& shape = name == "a" ? gradient_a : gradient_b;
+    if ((name != "a" && name != "b") || shape.size() != 2) {
+      throw py::value_error("`compact` has \"" + name + "\"; due are \"a\" and \"b\", if matrices");
+    }
+    const Selection& selected = name == "a" ? policy.regions.a_rows : policy.regions.b_rows;
+    (name == "a" ? policy.compact_a : policy.compact_b) = true;
+    shape[0] = selected.Count(shape[0]);
+  }
 
   py::dict results;
   const auto result = [&](bool need, const char* name, const Shape& shape) -> void* {
@@ -253,50 +313,59 @@ py::dict MatMulGradient(const py::array& dy_array, const std::optional<py::array
     return array.mutable_data();
   };
   cpu::BackwardTensors tensors{dy.data(), a.data(), b.data(), saved.data()};
-  tensors.da = result(needs.a, "a", problem.shape_a);
-  tensors.db = result(needs.b, "b", problem.shape_b);
+  tensors.da = result(needs.a, "a", gradient_a);
+  tensors.db = result(needs.b, "b", gradient_b);
   tensors.dbias = result(needs.bias, "bias", {cols});
   tensors.dz = result(needs.z, "z", *dy.shape());
   ThreadsHost host = MakeHost(threads);
   Status status;
   {
     py::gil_scoped_release release;
-    status = cpu::FusedMatMulGradient(dtype, rows, cols, has_products ? &problem : nullptr,
-                                      activation, scales, tensors, host);
+    status = cpu::FusedMatMulGradient(dtype, num_rows, cols, has_products ? &problem : nullptr,
+                                      activation, policy, tensors, host);
   }
   ThrowIfError(status);
   return results;
 }
 
-py::dict Describe(const GradientProduct& planned) {
-  const Product& p = planned.product;
-  py::dict result;
-  result["m"] = p.m;
-  result["n"] = p.n;
-  result["k"] = p.k;
-  result["outputs"] = p.outputs();
-  result["terms"] = p.terms();
-  result["alpha"] = planned.alpha;
-  return result;
+py::list Describe(const std::vector<Product>& products, double alpha) {
+  py::list described;
+  for (const Product& p : products) {
+    py::dict product;
+    product["m"] = p.m;
+    product["n"] = p.n;
+    product["k"] = p.k;
+    product["outputs"] = p.outputs();
+    product["terms"] = p.terms();
+    product["alpha"] = alpha;
+    described.append(product);
+  }
+  return described;
 }
 
 py::dict Plan(const Shape& a, const Shape& b, const std::string& layout_a,
               const std::string& layout_b, const std::string& activation_name,
               const std::vector<std::string>& needed,
-              const std::map<std::string, double>& scale_values) {
+              const std::map<std::string, double>& scale_values, const py::object& rows,
+              const py::dict& regions) {
   MatMulProblem problem;
   ThrowIfError(MakeMatMulProblem(DType::kFloat, ParseLayout("layout_a", layout_a),
                                  ParseLayout("layout_b", layout_b), a, b, &problem));
+  GradientPolicy policy;
+  policy.scales = ParseScales(scale_values);
+  policy.rows = ParseRows(rows, problem.ShapeOfY());
+  policy.regions = ParseRegions(regions, a, b, problem.n);
   const GradientPlan plan = MakePlan(&problem, ParseActivation(activation_name, DType::kFloat),
-                                     ParseNeeded(needed), ParseScales(scale_values));
+                                     ParseNeeded(needed), policy);
   py::dict result;
   result["pass_over_dy"] = plan.pass_over_dy;
   result["writes_dz"] = plan.writes_dz;
   result["sums_bias"] = plan.sums_bias;
+  result["pass_rows"] = plan.pass_rows == nullptr ? py::none() : py::cast(*plan.pass_rows);
   py::dict products;
-  products["forward"] = Describe({ForwardProduct(problem), 1, true});
-  if (plan.a.runs) products["a"] = Describe(plan.a);
-  if (plan.b.runs) products["b"] = Describe(plan.b);
+  products["forward"] = Describe({ForwardProduct(problem)}, 1);
+  if (plan.a.runs()) products["a"] = Describe(plan.a.products, plan.a.alpha);
+  if (plan.b.runs()) products["b"] = Describe(plan.b.products, plan.b.alpha);
   result["products"] = products;
   return result;
 }
@@ -353,11 +422,13 @@ PYBIND11_MODULE(_kernels, module) {
              "saved"_a = py::none(), py::kw_only(), "needed"_a, "layout_a"_a = "normal",
              "layout_b"_a = "normal", "activation"_a = "linear", "a_shape"_a = py::none(),
              "b_shape"_a = py::none(), "scales"_a = std::map<std::string, double>(),
-             "threads"_a = 1, "poison"_a = false, "The gradients named in `needed`, as a dict.");
+             "rows"_a = py::none(), "regions"_a = py::dict(),
+             "compact"_a = std::vector<std::string>(), "threads"_a = 1, "poison"_a = false,
+             "The gradients named in `needed`, as a dict.");
   module.def("plan", Plan, "a_shape"_a, "b_shape"_a, py::kw_only(), "layout_a"_a = "normal",
              "layout_b"_a = "normal", "activation"_a = "linear", "needed"_a,
-             "scales"_a = std::map<std::string, double>(),
-             "What the backward pass would do, without doing it.");
+             "scales"_a = std::map<std::string, double>(), "rows"_a = py::none(),
+             "regions"_a = py::dict(), "What the backward pass would do, without doing it.");
   module.def("activations", Activations, "Name and what is saved of every activation.");
   module.def("kernel_stats", KernelStats);
   module.def("reset_kernel_stats", ResetStats);

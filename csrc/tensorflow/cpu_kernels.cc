@@ -1,6 +1,7 @@
 // CPU kernels of the ops: from TensorFlow's tensors to pointers and sizes, and back.
 #include <functional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -69,6 +70,98 @@ absl::Status ReadShape(const char* name, const Tensor& tensor, Shape* shape) {
   return absl::OkStatus();
 }
 
+// Where the extent of a region's axis stands, in the shapes of the operands.
+int64_t ExtentOf(const RegionAxis& axis, const Shape& a, const Shape& b, int64_t bias) {
+  const std::string_view operand = axis.operand;
+  if (operand == "bias") return bias;
+  const Shape& shape = operand == "a" ? a : b;
+  return shape[shape.size() - (std::string_view(axis.unit) == "row" ? 2 : 1)];
+}
+
+// The tensors that restrict gradients, behind an op's other inputs.
+class PolicyInputs {
+ public:
+  PolicyInputs(const PolicyAttributes& attributes, OpKernelContext* context, int first_input)
+      : attributes_(attributes), context_(context), first_(first_input) {}
+
+  absl::Status ReadScales(GradientScales* scales) const {
+    for (size_t i = 0; i < attributes_.scaled.size(); ++i) {
+      const Tensor& scale = context_->input(first_ + i);
+      if (scale.NumElements() != 1) {
+        return absl::InvalidArgumentError("`gradient_scale` of `" + attributes_.scaled[i] +
+                                          "` must be a scalar; its shape is " +
+                                          scale.shape().DebugString());
+      }
+      *FindScale(attributes_.scaled[i], scales) = scale.flat<double>()(0);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadRows(const Shape& y, RowWeights* rows) const {
+    if (!attributes_.has_rows) return absl::OkStatus();
+    const Tensor& tensor = context_->input(first_ + attributes_.scaled.size());
+    std::vector<double> values(tensor.NumElements());
+    switch (tensor.dtype()) {
+      case tensorflow::DT_BOOL:
+        Widen<bool>(tensor, &values);
+        break;
+      case tensorflow::DT_HALF:
+        Widen<Eigen::half>(tensor, &values);
+        break;
+      case tensorflow::DT_BFLOAT16:
+        Widen<tensorflow::bfloat16>(tensor, &values);
+        break;
+      case tensorflow::DT_FLOAT:
+        Widen<float>(tensor, &values);
+        break;
+      default:
+        Widen<double>(tensor, &values);
+    }
+    return ToAbsl(MakeRowWeights(values, ToShape(tensor.shape()), y, rows));
+  }
+
+  // Of the operands that are `needed`, the others' shapes need not be known.
+  absl::Status ReadRegions(const GradientNeeds& needed, const Shape& a, const Shape& b,
+                           int64_t bias, Regions* regions) const {
+    const auto add = [&](const RegionPart& part) -> absl::Status {
+      GradientNeeds needs = needed;
+      if (!*FindNeed(part.axis->operand, &needs)) return absl::OkStatus();
+      return ToAbsl(Select(part, ExtentOf(*part.axis, a, b, bias), regions));
+    };
+    for (const RegionPart& part : attributes_.sliced) {
+      if (auto s = add(part); !s.ok()) return s;
+    }
+    int input = first_ + static_cast<int>(attributes_.scaled.size()) + attributes_.has_rows;
+    for (const RegionAxis* axis : attributes_.indexed) {
+      const Tensor& indices = context_->input(input++);
+      if (indices.dims() != 1) {
+        return absl::InvalidArgumentError("the indices in `trainable` of `" +
+                                          std::string(axis->operand) +
+                                          "` must be a vector; their shape is " +
+                                          indices.shape().DebugString());
+      }
+      RegionPart part{};
+      part.axis = axis;
+      part.by_index = true;
+      part.indices = indices.flat<int64_t>().data();
+      part.num_indices = indices.NumElements();
+      if (auto s = add(part); !s.ok()) return s;
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  template <typename T>
+  static void Widen(const Tensor& tensor, std::vector<double>* values) {
+    const auto from = tensor.flat<T>();
+    for (size_t i = 0; i < values->size(); ++i) (*values)[i] = static_cast<double>(from(i));
+  }
+
+  const PolicyAttributes& attributes_;
+  OpKernelContext* context_;
+  int first_;
+};
+
 // What the two forward ops have in common: everything behind their inputs.
 class ForwardOp : public OpKernel {
  protected:
@@ -108,18 +201,27 @@ class ForwardOp : public OpKernel {
 class FusedMatMulOp : public ForwardOp {
  public:
   explicit FusedMatMulOp(OpKernelConstruction* context) : ForwardOp(context) {
-    ProductScales scales;
     OP_REQUIRES_OK(context, ReadProductAttributes(context, &attributes_));
-    OP_REQUIRES_OK(context, ReadProductScales(context, &scales));
+    OP_REQUIRES_OK(context, ReadPolicyAttributes(context, &policy_));
     OP_REQUIRES_OK(context, ReadPresence(context, "num_bias", &has_bias_));
     OP_REQUIRES_OK(context, ReadPresence(context, "num_z", &has_z_));
   }
 
   void Compute(OpKernelContext* context) override {
-    Run(context, context->input(0), context->input(1), has_bias_ ? &context->input(2) : nullptr);
+    const Tensor &a = context->input(0), &b = context->input(1);
+    Run(context, a, b, has_bias_ ? &context->input(2) : nullptr);
+    if (!context->status().ok() || (policy_.sliced.empty() && policy_.indexed.empty())) return;
+    // Backward would complain too, but perhaps much later.
+    Regions regions;
+    OP_REQUIRES_OK(context, PolicyInputs(policy_, context, has_bias_ ? 3 : 2)
+                                .ReadRegions({true, true, has_bias_, false}, ToShape(a.shape()),
+                                             ToShape(b.shape()),
+                                             has_bias_ ? context->input(2).dim_size(0) : 0,
+                                             &regions));
   }
 
  private:
+  PolicyAttributes policy_;
   bool has_bias_ = false;
 };
 
@@ -179,7 +281,7 @@ class FusedMatMulGradOp : public OpKernel {
  public:
   explicit FusedMatMulGradOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, ReadProductAttributes(context, &product_));
-    OP_REQUIRES_OK(context, ReadProductScales(context, &scales_));
+    OP_REQUIRES_OK(context, ReadPolicyAttributes(context, &policy_));
     OP_REQUIRES_OK(context, ReadGradientAttributes(context, product_, &attributes_));
   }
 
@@ -198,14 +300,11 @@ class FusedMatMulGradOp : public OpKernel {
     if (attributes_.has_shape_b) {
       OP_REQUIRES_OK(context, ReadShape("shape_b", context->input(input++), &shape_b));
     }
-    GradientScales scales;
-    for (const std::string& name : scales_) {
-      const Tensor& scale = context->input(input++);
-      OP_REQUIRES(context, scale.NumElements() == 1,
-                  absl::InvalidArgumentError("a gradient scale must be a scalar; its shape is " +
-                                             scale.shape().DebugString()));
-      *FindScale(name, &scales) = scale.flat<double>()(0);
-    }
+    const PolicyInputs inputs(policy_, context, input);
+    GradientPolicy policy;
+    policy.compact_a = policy_.compact_a;
+    policy.compact_b = policy_.compact_b;
+    OP_REQUIRES_OK(context, inputs.ReadScales(&policy.scales));
     OP_REQUIRES(context, dy.dims() >= 2,
                 absl::InvalidArgumentError("`dy` must have rank 2 or more; its shape is " +
                                            dy.shape().DebugString()));
@@ -224,6 +323,11 @@ class FusedMatMulGradOp : public OpKernel {
     }
     const int64_t cols = dy.dim_size(dy.dims() - 1);
     const int64_t rows = cols == 0 ? 0 : dy.NumElements() / cols;
+    GradientNeeds needs;
+    for (const std::string& name : attributes_.needed) *FindNeed(name, &needs) = true;
+    OP_REQUIRES_OK(context, inputs.ReadRows(ToShape(dy.shape()), &policy.rows));
+    OP_REQUIRES_OK(context, inputs.ReadRegions(needs, problem.shape_a, problem.shape_b, cols,
+                                               &policy.regions));
 
     cpu::BackwardTensors tensors{dy.data(), a ? a->data() : nullptr, b ? b->data() : nullptr,
                                  saved ? saved->data() : nullptr};
@@ -233,10 +337,12 @@ class FusedMatMulGradOp : public OpKernel {
       TensorShape shape = dy.shape();
       void** data = &tensors.dz;
       if (name == "a") {
-        OP_REQUIRES_OK(context, TensorShape::BuildTensorShape(problem.shape_a, &shape));
+        OP_REQUIRES_OK(context, ShapeOfGradient("a", problem.shape_a, policy_.compact_a,
+                                                policy.regions.a_rows, &shape));
         data = &tensors.da;
       } else if (name == "b") {
-        OP_REQUIRES_OK(context, TensorShape::BuildTensorShape(problem.shape_b, &shape));
+        OP_REQUIRES_OK(context, ShapeOfGradient("b", problem.shape_b, policy_.compact_b,
+                                                policy.regions.b_rows, &shape));
         data = &tensors.db;
       } else if (name == "bias") {
         shape = TensorShape({cols});
@@ -249,12 +355,26 @@ class FusedMatMulGradOp : public OpKernel {
     TensorFlowHost host(context);
     OP_REQUIRES_OK(context, ToAbsl(cpu::FusedMatMulGradient(
                                 product_.dtype, rows, cols, has_products ? &problem : nullptr,
-                                product_.activation, scales, tensors, host)));
+                                product_.activation, policy, tensors, host)));
   }
 
  private:
+  static absl::Status ShapeOfGradient(const char* name, Shape shape, bool compact,
+                                      const Selection& rows, TensorShape* result) {
+    if (compact) {
+      if (shape.size() != 2) {
+        return absl::InvalidArgumentError("`" + std::string(name) +
+                                          "` must be a matrix to have tf.IndexedSlices as its "
+                                          "gradient; its shape is " +
+                                          ToString(shape));
+      }
+      shape[0] = rows.Count(shape[0]);
+    }
+    return TensorShape::BuildTensorShape(shape, result);
+  }
+
   ProductAttributes product_;
-  ProductScales scales_;
+  PolicyAttributes policy_;
   GradientAttributes attributes_;
 };
 

@@ -12,6 +12,7 @@
 #include "core/dtype.h"
 #include "core/plan.h"
 #include "core/problem.h"
+#include "core/selection.h"
 #include "core/status.h"
 #include "tensorflow/core/framework/types.pb.h"
 
@@ -52,8 +53,17 @@ struct ProductAttributes {
   Activation activation = Activation::kLinear;
 };
 
-// The operands that have a gradient scale, in order of the inputs.
-using ProductScales = std::vector<std::string>;
+// How the attributes restrict gradients; what is read at run time comes in the inputs that they
+// name, in this order: a scale for each operand in `scaled`, perhaps row weights, a list for each
+// axis in `indexed`.
+struct PolicyAttributes {
+  std::vector<std::string> scaled;
+  bool has_rows = false;
+  std::vector<RegionPart> sliced;
+  std::vector<const RegionAxis*> indexed;
+  bool compact_a = false;
+  bool compact_b = false;
+};
 
 // The gradient op's further attributes.
 struct GradientAttributes {
@@ -100,23 +110,84 @@ absl::Status ReadProductAttributes(Context* context, ProductAttributes* attribut
   return ReadProductAttributes(context, type, attributes);
 }
 
-template <typename Context>
-absl::Status ReadProductScales(Context* context, ProductScales* scaled) {
-  if (auto s = context->GetAttr("scaled", scaled); !s.ok()) return s;
-  GradientScales scales;
-  int num_scales;
-  if (auto s = context->GetAttr("num_scales", &num_scales); !s.ok()) return s;
-  if (num_scales != static_cast<int>(scaled->size())) {
-    return absl::InvalidArgumentError("`scaled` must name an operand for each of the " +
-                                      std::to_string(num_scales) + " gradient scales");
+// The axes that a list of names has, none of them twice in any such list.
+inline absl::Status FindAxes(const char* attribute, const std::vector<std::string>& names,
+                             std::vector<const RegionAxis*>* seen,
+                             std::vector<const RegionAxis*>* axes) {
+  for (const std::string& name : names) {
+    const RegionAxis* const axis = FindRegionAxis(name);
+    if (axis == nullptr || std::find(seen->begin(), seen->end(), axis) != seen->end()) {
+      return absl::InvalidArgumentError("`" + std::string(attribute) + "` has \"" + name +
+                                        "\", which is selected twice or no axis of an operand");
+    }
+    seen->push_back(axis);
+    axes->push_back(axis);
   }
-  for (const std::string& name : *scaled) {
+  return absl::OkStatus();
+}
+
+template <typename Context>
+absl::Status ReadCount(Context* context, const char* name, const char* what, size_t due) {
+  int count;
+  if (auto s = context->GetAttr(name, &count); !s.ok()) return s;
+  if (count == static_cast<int>(due)) return absl::OkStatus();
+  return absl::InvalidArgumentError("there must be " + std::to_string(due) + " " + what +
+                                    ", as many as are named, and there are " +
+                                    std::to_string(count));
+}
+
+template <typename Context>
+absl::Status ReadPolicyAttributes(Context* context, PolicyAttributes* attributes) {
+  if (auto s = context->GetAttr("scaled", &attributes->scaled); !s.ok()) return s;
+  if (auto s = ReadCount(context, "num_scales", "gradient scales", attributes->scaled.size());
+      !s.ok()) {
+    return s;
+  }
+  GradientScales scales;
+  for (const std::string& name : attributes->scaled) {
     double* const scale = FindScale(name, &scales);
     if (scale == nullptr || *scale == 0) {
       return absl::InvalidArgumentError("`scaled` has \"" + name +
                                         "\" twice, or it is none of \"a\", \"b\" and \"bias\"");
     }
     *scale = 0;  // seen
+  }
+
+  std::vector<tensorflow::DataType> row_types;
+  if (auto s = context->GetAttr("row_types", &row_types); !s.ok()) return s;
+  if (row_types.size() > 1) {
+    return absl::InvalidArgumentError("there must be one tensor of row weights or none");
+  }
+  attributes->has_rows = row_types.size() == 1;
+
+  std::vector<std::string> sliced, indexed, compact;
+  std::vector<int64_t> slices;
+  if (auto s = context->GetAttr("sliced", &sliced); !s.ok()) return s;
+  if (auto s = context->GetAttr("slices", &slices); !s.ok()) return s;
+  if (auto s = context->GetAttr("indexed", &indexed); !s.ok()) return s;
+  if (auto s = context->GetAttr("indexed_slices", &compact); !s.ok()) return s;
+  if (slices.size() != 3 * sliced.size()) {
+    return absl::InvalidArgumentError("`slices` must have begin, end and step for each of the " +
+                                      std::to_string(sliced.size()) + " axes in `sliced`");
+  }
+  if (auto s = ReadCount(context, "num_indices", "lists of indices", indexed.size()); !s.ok()) {
+    return s;
+  }
+  std::vector<const RegionAxis*> seen, axes;
+  if (auto s = FindAxes("sliced", sliced, &seen, &axes); !s.ok()) return s;
+  if (auto s = FindAxes("indexed", indexed, &seen, &attributes->indexed); !s.ok()) return s;
+  for (size_t i = 0; i < axes.size(); ++i) {
+    RegionPart part{};
+    part.axis = axes[i];
+    part.slice = {slices[3 * i], slices[3 * i + 1], slices[3 * i + 2]};
+    attributes->sliced.push_back(part);
+  }
+  for (const std::string& name : compact) {
+    if (name != "a" && name != "b") {
+      return absl::InvalidArgumentError("`indexed_slices` has \"" + name +
+                                        "\"; due are \"a\" and \"b\"");
+    }
+    (name == "a" ? attributes->compact_a : attributes->compact_b) = true;
   }
   return absl::OkStatus();
 }

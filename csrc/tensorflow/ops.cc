@@ -1,4 +1,5 @@
 // The ops and their shape functions.
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -21,6 +22,14 @@ std::string ActivationNames() {
     names += (names.empty() ? "'" : ", '") + std::string(row.name) + "'";
   }
   return "activation: {" + names + "} = 'linear'";
+}
+
+std::string AxesAttr(const char* name) {
+  std::string names;
+  for (const RegionAxis& axis : kRegionAxes) {
+    names += (names.empty() ? "'" : ", '") + std::string(axis.name) + "'";
+  }
+  return std::string(name) + ": list({" + names + "}) = []";
 }
 
 std::string LayoutAttr(const char* name) {
@@ -53,12 +62,55 @@ absl::Status TakeApart(InferenceContext* c, const char* name, ShapeHandle shape,
   return absl::OkStatus();
 }
 
+// The extent of a region's axis; unknown where the operand's shape is.
+DimensionHandle ExtentOf(InferenceContext* c, const RegionAxis& axis, ShapeHandle a, ShapeHandle b,
+                         DimensionHandle bias) {
+  if (std::strcmp(axis.operand, "bias") == 0) return bias;
+  const ShapeHandle shape = std::strcmp(axis.operand, "a") == 0 ? a : b;
+  if (!c->RankKnown(shape) || c->Rank(shape) < 2) return c->UnknownDim();
+  return c->Dim(shape, std::strcmp(axis.unit, "row") == 0 ? -2 : -1);
+}
+
+// Complains about slices that cannot lie within an operand, as far as shapes are known, and about
+// inputs whose shapes cannot be right. `input` is that of the first scale; `rows` are Y's.
+absl::Status CheckPolicy(InferenceContext* c, const PolicyAttributes& policy, int input,
+                         ShapeHandle a, ShapeHandle b, DimensionHandle bias, ShapeHandle rows) {
+  for (const RegionPart& part : policy.sliced) {
+    const DimensionHandle extent = ExtentOf(c, *part.axis, a, b, bias);
+    if (!c->ValueKnown(extent)) continue;
+    Regions regions;
+    if (auto s = ToAbsl(Select(part, c->Value(extent), &regions)); !s.ok()) return s;
+  }
+  input += static_cast<int>(policy.scaled.size());
+  if (policy.has_rows) {
+    const ShapeHandle weights = c->input(input++);
+    if (c->RankKnown(weights) && c->RankKnown(rows)) {
+      bool fits = c->Rank(weights) <= c->Rank(rows);
+      for (int i = 1; fits && i <= c->Rank(weights); ++i) {
+        const DimensionHandle extent = c->Dim(weights, -i), due = c->Dim(rows, -i);
+        fits = !c->ValueKnown(extent) || c->Value(extent) == 1 || !c->ValueKnown(due) ||
+               c->Value(extent) == c->Value(due);
+      }
+      if (!fits) {
+        return absl::InvalidArgumentError(
+            "`gradient_rows` must broadcast to the rows of the result, " + c->DebugString(rows) +
+            "; its shape is " + c->DebugString(weights));
+      }
+    }
+  }
+  for (size_t i = 0; i < policy.indexed.size(); ++i) {
+    ShapeHandle vector;
+    if (auto s = c->WithRank(c->input(input++), 1, &vector); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status FusedMatMulShape(InferenceContext* c) {
   ProductAttributes attributes;
-  ProductScales scales;
+  PolicyAttributes policy;
   bool has_bias, has_z;
   if (auto s = ReadProductAttributes(c, &attributes); !s.ok()) return s;
-  if (auto s = ReadProductScales(c, &scales); !s.ok()) return s;
+  if (auto s = ReadPolicyAttributes(c, &policy); !s.ok()) return s;
   if (auto s = ReadPresence(c, "num_bias", &has_bias); !s.ok()) return s;
   if (auto s = ReadPresence(c, "num_z", &has_z); !s.ok()) return s;
   OperandShape a, b;
@@ -88,8 +140,13 @@ absl::Status FusedMatMulShape(InferenceContext* c) {
                                         c->DebugString(c->input(2)));
     }
   }
-  ShapeHandle y;
-  if (auto s = c->Concatenate(batch, c->Matrix(a.rows, cols), &y); !s.ok()) return s;
+  ShapeHandle rows, y;
+  if (auto s = c->Concatenate(batch, c->Vector(a.rows), &rows); !s.ok()) return s;
+  if (auto s = c->Concatenate(rows, c->Vector(cols), &y); !s.ok()) return s;
+  if (auto s = CheckPolicy(c, policy, has_bias ? 3 : 2, c->input(0), c->input(1), cols, rows);
+      !s.ok()) {
+    return s;
+  }
   for (int i = 0; i < c->num_outputs(); ++i) c->set_output(i, y);
   return absl::OkStatus();
 }
@@ -113,10 +170,10 @@ absl::Status MissingOperand(InferenceContext* c, ShapeHandle dy_batch, ShapeHand
 
 absl::Status FusedMatMulGradShape(InferenceContext* c) {
   ProductAttributes product;
-  ProductScales scales;
+  PolicyAttributes policy;
   GradientAttributes attributes;
   if (auto s = ReadProductAttributes(c, &product); !s.ok()) return s;
-  if (auto s = ReadProductScales(c, &scales); !s.ok()) return s;
+  if (auto s = ReadPolicyAttributes(c, &policy); !s.ok()) return s;
   if (auto s = ReadGradientAttributes(c, product, &attributes); !s.ok()) return s;
   int input = 0;
   const ShapeHandle dy = c->input(input++);
@@ -159,12 +216,27 @@ absl::Status FusedMatMulGradShape(InferenceContext* c) {
       return s;
     }
   }
+  ShapeHandle rows = c->UnknownShape();
+  if (c->RankKnown(dy)) {
+    if (auto s = c->Subshape(dy, 0, -1, &rows); !s.ok()) return s;
+  }
+  if (auto s = CheckPolicy(c, policy, input, attributes.has_b ? a : c->UnknownShape(),
+                           attributes.has_a ? b : c->UnknownShape(), dy_parts.cols, rows);
+      !s.ok()) {
+    return s;
+  }
   for (size_t i = 0; i < attributes.needed.size(); ++i) {
     const std::string& name = attributes.needed[i];
-    c->set_output(i, name == "a"      ? a
-                     : name == "b"    ? b
-                     : name == "bias" ? c->Vector(dy_parts.cols)
-                                      : dy);
+    ShapeHandle shape = name == "a"      ? a
+                        : name == "b"    ? b
+                        : name == "bias" ? c->Vector(dy_parts.cols)
+                                         : dy;
+    if ((name == "a" && policy.compact_a) || (name == "b" && policy.compact_b)) {
+      ShapeHandle matrix;
+      if (auto s = c->WithRank(shape, 2, &matrix); !s.ok()) return s;
+      shape = c->Matrix(c->UnknownDim(), c->Dim(matrix, 1));
+    }
+    c->set_output(i, shape);
   }
   return absl::OkStatus();
 }
@@ -176,17 +248,25 @@ REGISTER_OP("StopgradOp>FusedMatMul")
     .Input("b: T")
     .Input("bias: num_bias * T")
     .Input("scales: num_scales * double")
+    .Input("rows: row_types")
+    .Input("indices: num_indices * int64")
     .Output("y: T")
     .Output("z: num_z * T")
     .Attr("T: {float, double, half, bfloat16, complex64, complex128, int32, int64}")
     .Attr("num_bias: int >= 0 = 0")
     .Attr("num_scales: int >= 0 = 0")
+    .Attr("row_types: list({bool, half, bfloat16, float, double}) >= 0 = []")
+    .Attr("num_indices: int >= 0 = 0")
     .Attr("num_z: int >= 0 = 0")
     .Attr(LayoutAttr("layout_a"))
     .Attr(LayoutAttr("layout_b"))
     .Attr(ActivationNames())
     .Attr("blocked: list({'a', 'b', 'bias'}) = []")
     .Attr("scaled: list({'a', 'b', 'bias'}) = []")
+    .Attr(AxesAttr("sliced"))
+    .Attr("slices: list(int) = []")
+    .Attr(AxesAttr("indexed"))
+    .Attr("indexed_slices: list({'a', 'b'}) = []")
     .SetShapeFn(FusedMatMulShape)
     .Doc(R"doc(
 y = activation(op(a) op(b) + bias), batch dimensions broadcast.
@@ -194,10 +274,18 @@ y = activation(op(a) op(b) + bias), batch dimensions broadcast.
 a: Shape [..., m, k], or [..., k, m] where layout_a is not "normal".
 b: Shape [..., k, n], or [..., n, k] where layout_b is not "normal".
 bias: None or one, shape [n].
-scales: The gradient scales of the operands that `scaled` names; the forward pass does not read them.
+scales: The gradient scales of the operands that `scaled` names. Like all that restricts gradients,
+  the forward pass does not need them.
+rows: None or one: weights of the rows of y, which broadcast to [..., m]. Rows of weight 0 send
+  nothing back.
+indices: The selected rows or columns of each axis that `indexed` names, ascending.
 y: Shape [..., m, n].
 z: None or one: op(a) op(b) + bias, for activations whose derivative cannot be had from y.
 blocked: Operands that get no gradient.
+sliced: Axes of which a slice is trainable, of operands as they are stored.
+slices: Begin, end and step of each; a negative bound counts from the end, 2^63 - 1 is the end.
+indexed: Axes of which the rows or columns of a list are trainable.
+indexed_slices: Operands whose gradient is tf.IndexedSlices.
 )doc");
 
 REGISTER_OP("StopgradOp>FusedMatMulEager")
@@ -226,6 +314,8 @@ REGISTER_OP("StopgradOp>FusedMatMulGrad")
     .Input("shape_a: num_shape_a * int64")
     .Input("shape_b: num_shape_b * int64")
     .Input("scales: num_scales * double")
+    .Input("rows: row_types")
+    .Input("indices: num_indices * int64")
     .Output("gradients: num_needed * T")
     .Attr("T: {float, double, half, bfloat16, complex64, complex128}")
     .Attr("num_a: int >= 0 = 0")
@@ -234,12 +324,18 @@ REGISTER_OP("StopgradOp>FusedMatMulGrad")
     .Attr("num_shape_a: int >= 0 = 0")
     .Attr("num_shape_b: int >= 0 = 0")
     .Attr("num_scales: int >= 0 = 0")
+    .Attr("row_types: list({bool, half, bfloat16, float, double}) >= 0 = []")
+    .Attr("num_indices: int >= 0 = 0")
     .Attr("num_needed: int >= 1")
     .Attr("needed: list({'a', 'b', 'bias', 'z'})")
     .Attr(LayoutAttr("layout_a"))
     .Attr(LayoutAttr("layout_b"))
     .Attr(ActivationNames())
     .Attr("scaled: list({'a', 'b', 'bias'}) = []")
+    .Attr(AxesAttr("sliced"))
+    .Attr("slices: list(int) = []")
+    .Attr(AxesAttr("indexed"))
+    .Attr("indexed_slices: list({'a', 'b'}) = []")
     .SetShapeFn(FusedMatMulGradShape)
     .Doc(R"doc(
 The gradients of FusedMatMul that are `needed`, and no others.
@@ -250,7 +346,10 @@ b: Read for the gradient of a.
 saved: y or z of the forward op, where the activation's derivative needs it.
 shape_a: The shape of a where a is not given and neither a nor b is a matrix.
 shape_b: The shape of b, likewise.
-gradients: In the order of `needed`; "z" is dy times the activation's derivative.
+scales, rows, indices: As FusedMatMul has them.
+gradients: In the order of `needed`, zeros outside of a trainable region; "z" is dy times the
+  activation's derivative, of all rows.
+indexed_slices: Operands whose result is the selected rows alone.
 )doc");
 
 }  // namespace stopgrad::tensorflow_ops

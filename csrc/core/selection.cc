@@ -1,0 +1,154 @@
+#include "core/selection.h"
+
+#include <cmath>
+#include <utility>
+
+namespace stopgrad {
+
+const RegionAxis* FindRegionAxis(std::string_view name) {
+  for (const RegionAxis& axis : kRegionAxes) {
+    if (name == axis.name) return &axis;
+  }
+  return nullptr;
+}
+
+namespace {
+
+std::string Trainable(const RegionAxis& axis) {
+  return std::string("`trainable` of `") + axis.operand + "` ";
+}
+
+std::string Extent(const RegionAxis& axis, int64_t extent) {
+  return std::string("`") + axis.operand + "` has " + std::to_string(extent) + " " + axis.unit +
+         (extent == 1 ? "" : "s");
+}
+
+Status SelectSlice(const RegionAxis& axis, const Slice& slice, int64_t extent,
+                   Selection* selection) {
+  if (slice.step < 1) {
+    return InvalidArgument(Trainable(axis) + "is a slice with step " + std::to_string(slice.step) +
+                           "; due is 1 or more");
+  }
+  int64_t bounds[] = {slice.begin, slice.end == Slice::kToTheEnd ? extent : slice.end};
+  for (int64_t& bound : bounds) {
+    if (bound < -extent || bound > extent) {
+      return InvalidArgument(Trainable(axis) + "is a slice up to or from " + axis.unit + " " +
+                             std::to_string(bound) + ", and " + Extent(axis, extent) +
+                             "; due is " + std::to_string(-extent) + " to " +
+                             std::to_string(extent));
+    }
+    if (bound < 0) bound += extent;
+  }
+  const auto [begin, end] = bounds;
+  if (begin > end) {
+    return InvalidArgument(Trainable(axis) + "is a reversed slice, from " + axis.unit + " " +
+                           std::to_string(begin) + " to " + std::to_string(end) +
+                           "; due is a begin that is not behind the end");
+  }
+  if (slice.step == 1 || end - begin <= 1) {
+    if (begin == 0 && end == extent) return Status();
+    selection->kind = Selection::Kind::kRun;
+    selection->begin = begin;
+    selection->count = end - begin;
+    return Status();
+  }
+  selection->kind = Selection::Kind::kList;
+  for (int64_t i = begin; i < end; i += slice.step) {
+    selection->list.push_back(i);
+    if (slice.step >= end - i) break;  // i + step might not be a number any more
+  }
+  return Status();
+}
+
+Status SelectIndices(const RegionPart& part, int64_t extent, Selection* selection) {
+  const RegionAxis& axis = *part.axis;
+  for (int64_t i = 0; i < part.num_indices; ++i) {
+    const int64_t index = part.indices[i];
+    if (index < 0 || index >= extent) {
+      return InvalidArgument(Trainable(axis) + "selects " + axis.unit + " " +
+                             std::to_string(index) + ", and " + Extent(axis, extent) +
+                             (extent == 0 ? std::string("; due is none")
+                                          : "; due are 0 to " + std::to_string(extent - 1)));
+    }
+    if (i > 0 && index <= part.indices[i - 1]) {
+      return InvalidArgument(Trainable(axis) + "selects " + axis.unit + " " +
+                             std::to_string(index) + " behind " +
+                             std::to_string(part.indices[i - 1]) +
+                             "; due are different indices in ascending order");
+    }
+  }
+  // A list without a gap is a run, which is addressed in place.
+  const int64_t first = part.num_indices == 0 ? 0 : part.indices[0];
+  if (part.num_indices == 0 || part.indices[part.num_indices - 1] - first + 1 == part.num_indices) {
+    if (part.num_indices == extent) return Status();
+    selection->kind = Selection::Kind::kRun;
+    selection->begin = first;
+    selection->count = part.num_indices;
+    return Status();
+  }
+  selection->kind = Selection::Kind::kList;
+  selection->list.assign(part.indices, part.indices + part.num_indices);
+  return Status();
+}
+
+}  // namespace
+
+Status Select(const RegionPart& part, int64_t extent, Regions* regions) {
+  Selection& selection = regions->*part.axis->selection;
+  selection = Selection();
+  return part.by_index ? SelectIndices(part, extent, &selection)
+                       : SelectSlice(*part.axis, part.slice, extent, &selection);
+}
+
+Status MakeRowWeights(const std::vector<double>& values, const Shape& shape, const Shape& y,
+                      RowWeights* rows) {
+  const size_t rank = y.size() - 1;
+  bool fits = shape.size() <= rank;
+  for (size_t i = 0; fits && i < shape.size(); ++i) {
+    const int64_t due = y[rank - shape.size() + i];
+    fits = shape[i] == due || shape[i] == 1;
+  }
+  if (!fits) {
+    return InvalidArgument("`gradient_rows` must broadcast to the rows of the result, " +
+                           ToString(Shape(y.begin(), y.end() - 1)) + "; its shape is " +
+                           ToString(shape));
+  }
+  // How far a step along each dimension of Y's rows goes in `values`.
+  std::vector<int64_t> strides(rank, 0);
+  int64_t stride = 1;
+  int64_t total = 1;
+  for (size_t i = rank; i-- > 0;) {
+    total *= y[i];
+    if (i + shape.size() < rank) continue;
+    const int64_t extent = shape[i + shape.size() - rank];
+    if (extent != 1) strides[i] = stride;
+    stride *= extent;
+  }
+  rows->given = true;
+  rows->total = total;
+  std::vector<int64_t> position(rank, 0);
+  int64_t at = 0;
+  bool all_are_1 = true;
+  for (int64_t row = 0; row < total; ++row) {
+    const double weight = values[at];
+    if (std::isnan(weight)) {
+      return InvalidArgument("`gradient_rows` is NaN at row " + std::to_string(row) +
+                             " of the result; due are numbers");
+    }
+    if (weight != 0) {
+      rows->active.push_back(row);
+      rows->weights.push_back(weight);
+      all_are_1 = all_are_1 && weight == 1;
+    }
+    for (size_t i = rank; i-- > 0;) {
+      at += strides[i];
+      if (++position[i] < y[i]) break;
+      at -= strides[i] * y[i];
+      position[i] = 0;
+    }
+  }
+  if (all_are_1) rows->weights.clear();
+  return Status();
+}
+
+}  // namespace stopgrad

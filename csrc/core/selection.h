@@ -1,0 +1,98 @@
+#ifndef STOPGRAD_CORE_SELECTION_H_
+#define STOPGRAD_CORE_SELECTION_H_
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/export.h"
+#include "core/problem.h"
+#include "core/status.h"
+
+namespace stopgrad {
+
+// Which rows or columns of a matrix: all of them, a run, or those of a list.
+struct Selection {
+  enum class Kind { kAll, kRun, kList };
+
+  Kind kind = Kind::kAll;
+  int64_t begin = 0;  // of a run
+  int64_t count = 0;
+  std::vector<int64_t> list;  // strictly ascending
+
+  bool all() const { return kind == Kind::kAll; }
+  int64_t Count(int64_t extent) const {
+    return kind == Kind::kAll ? extent : kind == Kind::kRun ? count : int64_t(list.size());
+  }
+  int64_t At(int64_t i) const {
+    return kind == Kind::kAll ? i : kind == Kind::kRun ? begin + i : list[i];
+  }
+};
+
+// The trainable regions of a call's operands, as they are stored. What is outside gets zeros.
+struct Regions {
+  Selection a_rows;
+  Selection a_columns;
+  Selection b_rows;
+  Selection b_columns;
+  Selection bias;
+};
+
+// Their names and places, in the order in which they stand in a message.
+struct RegionAxis {
+  const char* name;
+  const char* operand;
+  const char* unit;
+  Selection Regions::* selection;
+};
+inline constexpr RegionAxis kRegionAxes[] = {
+    {"a_rows", "a", "row", &Regions::a_rows},
+    {"a_columns", "a", "column", &Regions::a_columns},
+    {"b_rows", "b", "row", &Regions::b_rows},
+    {"b_columns", "b", "column", &Regions::b_columns},
+    {"bias", "bias", "element", &Regions::bias},
+};
+// nullptr if there is none of that name.
+STOPGRAD_EXPORT const RegionAxis* FindRegionAxis(std::string_view name);
+
+// A slice as Python has it: what is negative counts from the end, and kToTheEnd stands for no end.
+struct Slice {
+  static constexpr int64_t kToTheEnd = std::numeric_limits<int64_t>::max();
+
+  int64_t begin = 0;
+  int64_t end = kToTheEnd;
+  int64_t step = 1;
+};
+
+// One axis of a region, before the operand's shape is known: a slice, or a list of indices that
+// somebody else owns.
+struct RegionPart {
+  const RegionAxis* axis;
+  Slice slice;
+  const int64_t* indices = nullptr;
+  int64_t num_indices = 0;
+  bool by_index = false;
+};
+
+// Checks a part against the extent of its axis and adds it to the regions. A slice must lie within
+// the extent; indices too, strictly ascending. Otherwise InvalidArgument says what is due.
+STOPGRAD_EXPORT Status Select(const RegionPart& part, int64_t extent, Regions* regions);
+
+// The weights that `gradient_rows` gives to the rows of Y [..., m, n], taken as one list of rows.
+struct RowWeights {
+  bool given = false;
+  int64_t total = 0;            // rows of Y
+  std::vector<int64_t> active;  // rows whose weight is not 0, ascending
+  std::vector<double> weights;  // of these rows; empty where all are 1
+};
+
+// Broadcasts `values` of `shape` to the rows of Y. InvalidArgument if they do not broadcast, or
+// where there is a NaN.
+STOPGRAD_EXPORT Status MakeRowWeights(const std::vector<double>& values, const Shape& shape,
+                                      const Shape& y, RowWeights* rows);
+
+}  // namespace stopgrad
+
+#endif  // STOPGRAD_CORE_SELECTION_H_
