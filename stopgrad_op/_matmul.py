@@ -188,8 +188,9 @@ def _matmul_recorded(
     """Run the op where TensorFlow records it: in a graph, or under several tapes."""
     _check_dtypes(operands, options.activation)
     policy = options.policy
+    learns = len(policy.blocked) < len(operands)
     rows, indices = [], []
-    if steering is not None:
+    if learns and steering is not None:
         rows = [] if steering.rows is None else [steering.rows]
         indices = [index_tensor(each) for each in steering.indices]
     y, _ = _ops.stopgrad_op_fused_mat_mul(
@@ -200,8 +201,8 @@ def _matmul_recorded(
         rows=rows,
         indices=indices,
         # In a graph z costs nothing where no gradient is built: the kernel leaves out what nobody
-        # consumes.
-        num_z=int(options.saves_preactivation),
+        # consumes. Where nothing learns, TensorFlow may consume it all the same, for its shape.
+        num_z=int(learns and options.saves_preactivation),
         layout_a=options.layout_a,
         layout_b=options.layout_b,
         activation=options.activation,
