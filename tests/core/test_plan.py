@@ -27,11 +27,12 @@ def plan(
     return _kernels.plan(a, b, needed=list(needed), **options)
 
 
-def sizes(product: dict[str, Any]) -> tuple[int, ...]:
+def sizes(products: list[dict[str, Any]]) -> tuple[int, ...]:
     """How many matrices of which size: outputs, terms summed into each, m, n, k.
 
     m and n change places where a product is better computed transposed, which is no fact here.
     """
+    (product,) = products
     m, n = sorted((product["m"], product["n"]))
     return product["outputs"], product["terms"], m, n, product["k"]
 
@@ -66,7 +67,7 @@ def test_every_activation_but_linear_needs_dz_for_a_product(activation: str) -> 
 
 def test_scales_become_factors_of_their_own_products() -> None:
     products = plan(scales={"a": 0.5, "b": -2.0, "bias": 3.0})["products"]
-    assert {name: product["alpha"] for name, product in products.items()} == {
+    assert {name: product["alpha"] for name, (product,) in products.items()} == {
         "forward": 1,
         "a": 0.5,
         "b": -2,
