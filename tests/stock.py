@@ -57,10 +57,16 @@ def matmul(
     operands: Sequence[tf.Tensor],
     blocked: Sequence[str] = (),
     scales: Mapping[str, float] = {},
+    rows: Array | None = None,
+    regions: Mapping[str, Array] = {},
 ) -> tf.Tensor:
+    """Compute the product; `regions` are masks of the operands as they are stored."""
+
     def prepare(name: str, x: tf.Tensor) -> tf.Tensor:
         if name in blocked:
             return tf.stop_gradient(x)
+        if name in regions:
+            x = tf.where(regions[name], x, tf.stop_gradient(x))
         if name in scales:
             scale = tf.constant(scales[name], x.dtype)
             return scale * x + tf.stop_gradient((1 - scale) * x)
@@ -72,7 +78,11 @@ def matmul(
     z = tf.matmul(_with_batch(a, batch), _with_batch(b, batch))
     for x in bias:
         z += x
-    return _ACTIVATIONS[problem.activation](z)
+    y = _ACTIVATIONS[problem.activation](z)
+    if rows is None:
+        return y
+    factor = tf.cast(rows, y.dtype)[..., None]
+    return factor * y + tf.stop_gradient((1 - factor) * y)
 
 
 # How many problems next to the one at hand are computed too: with few numbers the roundings of one
@@ -86,6 +96,8 @@ def errors(
     dy: Array,
     blocked: Sequence[str] = (),
     scales: Mapping[str, float] = {},
+    rows: Array | None = None,
+    regions: Mapping[str, Array] = {},
 ) -> dict[str, float]:
     """Return the largest errors of stock TensorFlow's y and gradients, by name."""
     rng = np.random.default_rng(0)
@@ -93,11 +105,12 @@ def errors(
     worst: dict[str, float] = {}
     for each in (problem, *filter(lambda p: reference.crosses_no_kink(p, dtype), neighbours)):
         y, gradients = EAGER.gradients(
-            lambda *operands, each=each: matmul(each, operands, blocked, scales),
+            lambda *operands, each=each: matmul(each, operands, blocked, scales, rows, regions),
             operands_of(each),
             dy,
         )
-        exact = {"y": reference.forward(each), **reference.gradients(each, dy, scales)}
+        gradients_of_each = reference.gradients(each, dy, scales, rows=rows, regions=regions)
+        exact = {"y": reference.forward(each), **gradients_of_each}
         results = {"y": y, **dict(zip(("a", "b", "bias"), gradients, strict=False))}
         for name, result in results.items():
             if result is not None:
