@@ -43,7 +43,7 @@ def test_device_without_cases_is_an_error(capsys):
 
 
 class DisagreeingWorker:
-    """Each peer has a result of its own."""
+    """Each peer has a result of its own, and each call takes a second."""
 
     def __init__(self, peer, _threads, device):
         self.y = np.full(3, len(peer))
@@ -69,6 +69,28 @@ def test_run_with_a_peer_that_computes_something_else_fails_loudly(monkeypatch, 
     output = capsys.readouterr()
     assert "FAILED: numpy: does not agree with stopgrad_op: y is off by" in output.err
     assert "**numpy** does not agree" in output.out
+
+
+class AgreeingWorker(DisagreeingWorker):
+    """All peers have the same result."""
+
+    def prepare(self, _number, _task):
+        return {"y": np.ones(3)}
+
+
+def test_pictures_of_all_suites_stand_in_the_report(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(run, "QUICK", replace(QUICK, pause=0))
+    monkeypatch.setattr(run, "ProcessWorker", AgreeingWorker)
+    monkeypatch.setattr(run, "measure_limits", lambda *_: ({}, None))
+    arguments = ["--quick", "--suite", "control", "scaling", "--peers", "tf-xla"]
+    files = ["--plot", str(tmp_path / "run.png"), "--report", str(tmp_path / "run.md")]
+    assert run.main([*arguments, *files]) == 0
+    report = (tmp_path / "run.md").read_text()
+    assert "](run.png)" in report
+    assert "](run-control.png)" in report
+    assert (tmp_path / "run-control.png").exists()
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(sg.build_info()["tensorflow"] is None, reason="a build without TensorFlow")
