@@ -20,6 +20,20 @@ double* FindScale(std::string_view name, GradientScales* scales) {
   return nullptr;
 }
 
+GradientNeeds FindZeros(const GradientPolicy& policy) {
+  const bool no_row = policy.rows.given && policy.rows.active.empty();
+  const Regions& r = policy.regions;
+  // Of a selection that is not all, the count does not depend on the extent.
+  const auto is_zero = [&](double scale, const Selection& selection) {
+    return no_row || scale == 0 || selection.Count(1) == 0;
+  };
+  GradientNeeds zeros;
+  zeros.a = is_zero(policy.scales.a, r.a_rows) || r.a_columns.Count(1) == 0;
+  zeros.b = is_zero(policy.scales.b, r.b_rows) || r.b_columns.Count(1) == 0;
+  zeros.bias = is_zero(policy.scales.bias, r.bias);
+  return zeros;
+}
+
 int64_t GradientProducts::Flops(bool is_complex) const {
   int64_t flops = 0;
   for (const Product& product : products) flops += product.Flops(is_complex);
@@ -224,7 +238,9 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
   GradientPlan plan;
   const RowWeights& rows = policy.rows;
   const bool has_zeros = rows.given && static_cast<int64_t>(rows.active.size()) < rows.total;
-  const bool no_row = has_zeros && rows.active.empty();
+  const GradientNeeds zeros = FindZeros(policy);
+  const bool runs_a = needs.a && !zeros.a;
+  const bool runs_b = needs.b && !zeros.b;
   const bool is_weighted = !rows.weights.empty();
   const bool is_linear = activation == Activation::kLinear;
   bool masks = false;  // a product runs on all rows, where dZ has zeros
@@ -233,10 +249,9 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
   plan.b.alpha = policy.scales.b;
   plan.a.zeros_first = needs.a;
   plan.b.zeros_first = needs.b;
-  plan.sums_bias = needs.bias && policy.scales.bias != 0 && !no_row &&
-                   policy.regions.bias.Count(1) > 0;
+  plan.sums_bias = needs.bias && !zeros.bias;
 
-  if (!no_row && ((needs.a && policy.scales.a != 0) || (needs.b && policy.scales.b != 0))) {
+  if (runs_a || runs_b) {
     const MatMulProblem& p = *problem;
     Planner planner(p, policy, &plan);
     struct Operand {
@@ -247,13 +262,13 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
       bool gathers = false;
     };
     std::vector<Operand> operands;
-    if (needs.a && policy.scales.a != 0) {
+    if (runs_a) {
       operands.push_back({true,
                           RegionOf(policy.regions.a_rows, policy.regions.a_columns, p.layout_a,
                                    policy.compact_a),
                           GradientProductA(p), &plan.a});
     }
-    if (needs.b && policy.scales.b != 0) {
+    if (runs_b) {
       operands.push_back({false,
                           RegionOf(policy.regions.b_rows, policy.regions.b_columns, p.layout_b,
                                    policy.compact_b),

@@ -42,6 +42,10 @@ struct GradientPolicy {
   bool compact_b = false;
 };
 
+// Which of the gradients are zeros, whatever the tensors hold: their scale is 0, or no row is active,
+// or nothing in their region.
+STOPGRAD_EXPORT GradientNeeds FindZeros(const GradientPolicy& policy);
+
 // How the gradient of `a` or `b` is computed: zeros, if it is not all covered, and then products
 // that each write a part of it; mostly one. Their views of dZ are of dY's memory where dZ is not
 // written, and otherwise of the rows that the pass writes.

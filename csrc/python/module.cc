@@ -218,8 +218,10 @@ RowWeights ParseRows(const py::object& rows, const Shape& y) {
   return weights;
 }
 
-// From the names of axes to (begin, end, step), end None for all, or an array of indices.
-Regions ParseRegions(const py::dict& parts, const Shape& a, const Shape& b, int64_t bias) {
+// From the names of axes to (begin, end, step), end None for all, or an array of indices. Operands
+// that are not needed may have no shape.
+Regions ParseRegions(const py::dict& parts, GradientNeeds needs, const Shape& a, const Shape& b,
+                     int64_t bias) {
   Regions regions;
   for (const auto& [key, value] : parts) {
     const auto name = py::cast<std::string>(key);
@@ -230,6 +232,7 @@ Regions ParseRegions(const py::dict& parts, const Shape& a, const Shape& b, int6
                             "\"; due are a_rows, a_columns, b_rows, b_columns and bias");
     }
     const std::string operand = part.axis->operand;
+    if (!*FindNeed(operand, &needs)) continue;
     const Shape& shape = operand == "a" ? a : b;
     const int64_t extent =
         operand == "bias"
@@ -293,7 +296,7 @@ py::dict MatMulGradient(const py::array& dy_array, const std::optional<py::array
   const int64_t cols = dy.shape()->back();
   const int64_t num_rows = cols == 0 ? 0 : NumElements(*dy.shape()) / cols;
   policy.rows = ParseRows(rows, *dy.shape());
-  policy.regions = ParseRegions(regions, problem.shape_a, problem.shape_b, cols);
+  policy.regions = ParseRegions(regions, needs, problem.shape_a, problem.shape_b, cols);
   Shape gradient_a = problem.shape_a, gradient_b = problem.shape_b;
   for (const std::string& name : compact) {
     Shape& shape = name == "a" ? gradient_a : gradient_b;
@@ -354,9 +357,10 @@ py::dict Plan(const Shape& a, const Shape& b, const std::string& layout_a,
   GradientPolicy policy;
   policy.scales = ParseScales(scale_values);
   policy.rows = ParseRows(rows, problem.ShapeOfY());
-  policy.regions = ParseRegions(regions, a, b, problem.n);
-  const GradientPlan plan = MakePlan(&problem, ParseActivation(activation_name, DType::kFloat),
-                                     ParseNeeded(needed), policy);
+  const GradientNeeds needs = ParseNeeded(needed);
+  policy.regions = ParseRegions(regions, needs, a, b, problem.n);
+  const GradientPlan plan =
+      MakePlan(&problem, ParseActivation(activation_name, DType::kFloat), needs, policy);
   py::dict result;
   result["pass_over_dy"] = plan.pass_over_dy;
   result["writes_dz"] = plan.writes_dz;

@@ -1,4 +1,5 @@
 // CPU kernels of the ops: from TensorFlow's tensors to pointers and sizes, and back.
+#include <cstring>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -11,6 +12,7 @@
 #include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/core/framework/tensor.h"
 #include "tensorflow/core/framework/tensor_util.h"
+#include "tensorflow/core/platform/mutex.h"
 #include "tensorflow/op_attributes.h"
 
 namespace stopgrad::tensorflow_ops {
@@ -277,6 +279,26 @@ class FusedMatMulEagerOp : public ForwardOp {
   bool has_values_ = false;
 };
 
+// Zeros for gradients that are nothing else. To write them would cost a few hundredths of a layer's
+// forward pass, and memory for each layer; so all of them are views of one buffer, which nobody
+// writes to: TensorFlow updates a tensor in place only where nobody else holds its memory.
+Tensor SharedZeros(tensorflow::DataType dtype, const TensorShape& shape) {
+  static tensorflow::mutex mutex(tensorflow::LINKER_INITIALIZED);
+  static Tensor* const buffer = new Tensor();
+  const int64_t bytes = shape.num_elements() * tensorflow::DataTypeSize(dtype);
+  tensorflow::mutex_lock lock(mutex);
+  if (buffer->dtype() != tensorflow::DT_INT8 || buffer->NumElements() < bytes) {
+    Tensor larger(tensorflow::DT_INT8, TensorShape({bytes}));
+    if (!larger.IsInitialized()) return Tensor();  // no memory
+    std::memset(larger.data(), 0, bytes);
+    *buffer = larger;
+  }
+  Tensor zeros;
+  const absl::Status status = zeros.BitcastFrom(buffer->Slice(0, bytes), dtype, shape);
+  return status.ok() ? zeros : Tensor();
+}
+constexpr int64_t kFewestSharedZeros = 64 << 10;  // bytes; fewer are written faster than shared
+
 class FusedMatMulGradOp : public OpKernel {
  public:
   explicit FusedMatMulGradOp(OpKernelConstruction* context) : OpKernel(context) {
@@ -329,6 +351,7 @@ class FusedMatMulGradOp : public OpKernel {
     OP_REQUIRES_OK(context, inputs.ReadRegions(needs, problem.shape_a, problem.shape_b, cols,
                                                &policy.regions));
 
+    GradientNeeds zeros = FindZeros(policy);
     cpu::BackwardTensors tensors{dy.data(), a ? a->data() : nullptr, b ? b->data() : nullptr,
                                  saved ? saved->data() : nullptr};
     for (size_t i = 0; i < attributes_.needed.size(); ++i) {
@@ -347,6 +370,14 @@ class FusedMatMulGradOp : public OpKernel {
       } else if (name == "bias") {
         shape = TensorShape({cols});
         data = &tensors.dbias;
+      }
+      if (*FindNeed(name, &zeros) && shape.num_elements() * SizeOf(product_.dtype) >=
+                                         kFewestSharedZeros) {
+        const Tensor shared = SharedZeros(dy.dtype(), shape);
+        if (shared.IsInitialized()) {
+          context->set_output(i, shared);
+          continue;
+        }
       }
       Tensor* gradient = nullptr;
       OP_REQUIRES_OK(context, context->allocate_output(i, shape, &gradient));
