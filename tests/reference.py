@@ -236,7 +236,8 @@ def gradients(
     derivative = np.ones(z.shape)
     if problem.activation != "linear":
         derivative = ACTIVATIONS[problem.activation].derivative(z)
-    dz = dy * derivative
+    with np.errstate(invalid="ignore"):  # an infinite dy where the derivative is 0
+        dz = dy * derivative
     # A derivative in [-0.2, 1.8] that was computed from a rounded y or z is off by the roundings of
     # numbers of about 1, however small itself. The tanh form multiplies 1 - tanh^2 by a cubic.
     size = 1.8 * np.abs(dy)
