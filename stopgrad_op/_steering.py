@@ -80,7 +80,7 @@ def _check_scale(scale: Any, name: str) -> None:
     if not (dtype.is_floating or dtype.is_integer):
         raise TypeError(f"{what} has dtype {dtype.name}; due is a real floating or integer dtype.")
     if shape.rank not in (0, None):
-        raise ValueError(f"{what} has shape {shape}; due is a scalar.")
+        raise ValueError(f"{what} has shape {shape.as_list()}; due is a scalar.")
 
 
 def _check_regions(
@@ -134,8 +134,8 @@ def _check_rows(rows: tf.Tensor, due: tf.TensorShape) -> None:
         for extent, due_extent in zip(rows.shape, due[missing:], strict=True)
     ):
         raise ValueError(
-            f"`gradient_rows` has shape {rows.shape}, and the rows of the result have shape {due};"
-            " due is a shape that broadcasts to it."
+            f"`gradient_rows` has shape {rows.shape.as_list()}, and the rows of the result have shape"
+            f" {due.as_list()}; due is a shape that broadcasts to it."
         )
 
 

@@ -81,6 +81,138 @@ def test_wrong_option_is_named(
         wrap(call(A, B, **options))()
 
 
+# What a tensor decides comes as a function, because it must be made where the call is.
+STEERING: list[tuple[dict[str, Any], type[Exception], str]] = [
+    # Scales.
+    ({"gradient_scale": lambda: tf.ones(2)}, ValueError, r"_scale` of `a` has shape \[2\]; due"),
+    ({"gradient_scale": lambda: tf.ones(1)}, ValueError, r"has shape \[1\]; due is a scalar"),
+    ({"gradient_scale": lambda: tf.constant(True)}, TypeError, "of `a` has dtype bool; due is"),
+    ({"gradient_scale": lambda: tf.constant(1j)}, TypeError, "dtype complex128; due is"),
+    ({"gradient_scale": lambda: tf.constant("1")}, TypeError, "dtype string; due is"),
+    ({"gradient_scale": {"b": lambda: tf.ones((1, 1))}}, ValueError, "`gradient_scale` of `b` has"),
+    ({"gradient_scale": {"b": lambda: tf.constant(False)}}, TypeError, "of `b` has dtype bool"),
+    ({"gradient_scale": {"bias": lambda: tf.constant(1.0)}}, ValueError, "the call has no bias"),
+    (
+        {"gradient_scale": lambda: np.datetime64("2020-01-01")},
+        TypeError,
+        "`gradient_scale` of `a` is .*; due is a real number, or a scalar tensor",
+    ),
+    # Rows.
+    ({"gradient_rows": [1, 0, 1, 0, 1]}, TypeError, "`gradient_rows` has dtype int32; due is one"),
+    ({"gradient_rows": ["a"] * 5}, TypeError, "`gradient_rows` has dtype string; due is one of"),
+    ({"gradient_rows": [1j] * 5}, TypeError, "`gradient_rows` has dtype complex128; due is one"),
+    ({"gradient_rows": [True] * 4}, ValueError, r"_rows` has shape \[4\], .* shape \[5\]; due"),
+    ({"gradient_rows": []}, ValueError, r"`gradient_rows` has shape \[0\]"),
+    ({"gradient_rows": [[True] * 5]}, ValueError, r"has shape \[1, 5\], .* \[5\]; due is a shape"),
+    ({"gradient_rows": [[True]] * 5}, ValueError, r"has shape \[5, 1\], .* \[5\]; due"),
+    ({"gradient_rows": lambda: tf.ones(6)}, ValueError, r"has shape \[6\], .* \[5\]; due"),
+    ({"gradient_rows": [[True], [True, False]]}, TypeError, "`gradient_rows` has type list and"),
+    ({"gradient_rows": object()}, TypeError, "`gradient_rows` has type object and cannot"),
+    # Regions: the form.
+    ({"trainable": np.s_[1:2]}, TypeError, "`trainable` has type slice; due is a dict from"),
+    ({"trainable": True}, TypeError, "`trainable` has type bool; due is a dict"),
+    ({"trainable": "b"}, TypeError, "`trainable` has type str; due is a dict"),
+    ({"trainable": {"c": np.s_[1:2]}}, ValueError, '`trainable` names the operand "c".*Due is'),
+    ({"trainable": {0: np.s_[1:2]}}, TypeError, "`trainable` names an operand by 0; due is"),
+    ({"trainable": {"bias": np.s_[1:2]}}, ValueError, "`trainable`.*the call has no bias"),
+    ({"trainable": {"b": True}}, TypeError, "`trainable` of `b` is True of type bool; due is"),
+    ({"trainable": {"b": None}}, TypeError, "`trainable` of `b` is None"),
+    ({"trainable": {"b": [1, 2]}}, TypeError, "`trainable` of `b` is a value of type list; due"),
+    ({"trainable": {"b": ()}}, ValueError, "`trainable` of `b` is a tuple of 0 slices; due"),
+    ({"trainable": {"b": np.s_[:1, :1, :1]}}, ValueError, "`b` is a tuple of 3 slices; due is"),
+    (
+        {"trainable": {"b": np.s_[..., :1]}},
+        TypeError,
+        "`trainable` of `b` is a tuple with Ellipsis",
+    ),
+    ({"trainable": {"b": np.s_[::-1]}}, ValueError, "`trainable` of `b`.* step is -1; due is 1"),
+    ({"trainable": {"b": np.s_[::0]}}, ValueError, "`trainable` of `b`.* step is 0; due is 1"),
+    ({"trainable": {"b": np.s_[0.5:]}}, TypeError, "`trainable` of `b`.* begin is 0.5; due is"),
+    ({"trainable": {"b": np.s_[3:2]}}, ValueError, "`trainable` of `b` is reversed"),
+    # Regions: the range. b has 7 rows and 3 columns.
+    ({"trainable": {"b": np.s_[:8]}}, ValueError, "of `b` ends at row 8, and `b` has 7 rows; due"),
+    ({"trainable": {"b": np.s_[-8:]}}, ValueError, "`b` begins at row -8, .* due are -7 to 7"),
+    ({"trainable": {"b": np.s_[:, 4:]}}, ValueError, "`b` begins at column 4, .* has 3 columns"),
+    ({"trainable": {"b": np.s_[4:-4]}}, ValueError, "`trainable` of `b` is reversed.* has 7 rows"),
+    ({"trainable": {"a": np.s_[:6]}}, ValueError, "of `a` ends at row 6, and `a` has 5 rows"),
+    ({"trainable": {"b": sg.rows([0, 7])}}, ValueError, "`b` selects row 7, and `b` has 7 rows"),
+    ({"trainable": {"b": sg.columns([12, 3])}}, ValueError, "selects column 3.*due are 0 to 2"),
+    (
+        {"trainable": {"bias": sg.rows([0])}, "bias": [0.0] * 3},
+        ValueError,
+        "`trainable` of `bias` selects rows of a vector; due is",
+    ),
+    (
+        {"trainable": {"bias": np.s_[:4]}, "bias": [0.0] * 3},
+        ValueError,
+        "`trainable` of `bias` ends at column 4, and `bias` has 3 columns",
+    ),
+]
+
+
+def made(option: Any) -> Any:
+    if isinstance(option, dict):
+        return {name: made(value) for name, value in option.items()}
+    return option() if callable(option) else option
+
+
+@in_both
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("index", range(len(STEERING)))
+def test_wrong_steering_is_named(wrap: Any, recorded: bool, index: int) -> None:
+    options, error, message = STEERING[index]
+
+    def run() -> Any:
+        a, b = ones(*A), ones(*B)
+        with tf.GradientTape() as tape:
+            tape.watch([a, b] if recorded else [])
+            return sg.matmul(a, b, **{name: made(value) for name, value in options.items()})
+
+    with pytest.raises(error, match=message):
+        wrap(run)()
+
+
+@in_both
+def test_indexed_slices_want_a_matrix(wrap: Any) -> None:
+    region = {"b": sg.rows([0], indexed_slices=True)}
+    with pytest.raises(ValueError, match=r"`trainable` of `b` has `indexed_slices`.* rank 3; due"):
+        wrap(call(A, (2, *B), trainable=region))()
+
+
+REGIONS_AT_RUN_TIME = [
+    np.s_[:8],
+    np.s_[-8:],
+    np.s_[:, 4:],
+    np.s_[4:-4],
+    sg.rows([0, 7]),
+    sg.rows([7], indexed_slices=True),
+    sg.columns([3]),
+]
+
+
+@pytest.mark.parametrize("region", REGIONS_AT_RUN_TIME, ids=str)
+@pytest.mark.parametrize("kind", ["function", "session"])
+def test_region_is_checked_when_the_shape_comes(kind: str, region: Any) -> None:
+    def gradient(a: Any, b: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(b)
+            y = sg.matmul(a, b, trainable={"b": region})
+        result = tape.gradient(y, b)
+        return result.values if isinstance(result, tf.IndexedSlices) else result
+
+    signature = [tf.TensorSpec(None, tf.float32)] * 2
+    if kind == "function":
+        run = tf.function(gradient, input_signature=signature)
+        with pytest.raises(InvalidArgument, match=r"`trainable`.*`b`"):
+            run(ones(*A), ones(*B))
+        return
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        operands = [tf.compat.v1.placeholder(tf.float32) for _ in signature]
+        result = gradient(*operands)
+        with pytest.raises(InvalidArgument, match=r"`trainable`.*`b`"):
+            session.run(result, {operands[0]: np.ones(A), operands[1]: np.ones(B)})
+
+
 @in_both
 @pytest.mark.parametrize(
     ("operands", "error", "message"),
