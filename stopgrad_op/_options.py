@@ -209,8 +209,8 @@ def _scales(gradient_scale: object, has_bias: bool) -> dict[str, float | None]:
         }
     if isinstance(gradient_scale, tuple):
         raise TypeError(
-            "`gradient_scale` is a sequence; due is a number or a scalar tensor for all operands, or"
-            " a dict from operands to those."
+            "`gradient_scale` is a sequence; due is a number or a scalar tensor for all operands,"
+            " or a dict from operands to those."
         )
     return {name: _scale(gradient_scale, name) for name in _operands(has_bias)}
 

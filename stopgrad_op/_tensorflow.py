@@ -43,6 +43,13 @@ def run_op(
     return otherwise()
 
 
+def read_eagerly(value: tf.Tensor | tf.Variable) -> tf.Tensor:
+    """Return the value of a variable, in a fraction of the time of `read_value`, or the tensor."""
+    if type(value) is ResourceVariable:
+        return run_op("ReadVariableOp", (value.handle,), ("dtype", value.dtype), value.read_value)
+    return tf.convert_to_tensor(value)
+
+
 def may_record() -> bool:
     """Return whether there is a gradient tape or forward accumulator that is not stopped."""
     return not pywrap_tfe.TFE_Py_TapeSetIsEmpty()

@@ -122,9 +122,9 @@ def test_rows_and_regions_hold_nothing_more_of_the_operands(stop_gradient: Any) 
     rows = tf.ones(M)
     regions = {"a": np.s_[1:4], "b": sg.columns([0, 3])}
     options: dict[str, Any] = {"stop_gradient": stop_gradient, "activation": "gelu"}
-    assert held_for_backward(
-        gradient_rows=rows, trainable=regions, **options
-    ) == held_for_backward(**options)
+    assert held_for_backward(gradient_rows=rows, trainable=regions, **options) == held_for_backward(
+        **options
+    )
 
 
 def test_gradient_rows_live_only_where_something_learns() -> None:
@@ -257,9 +257,7 @@ def test_function_under_a_tape_holds_what_eager_holds(
         ({"gradient_scale": 0}, []),
     ],
 )
-def test_gradient_ops_read_nothing_else_in_a_graph(
-    options: dict[str, Any], read: Tensors
-) -> None:
+def test_gradient_ops_read_nothing_else_in_a_graph(options: dict[str, Any], read: Tensors) -> None:
     with tf.Graph().as_default() as graph:
         operands = [v1.placeholder(tf.float32, SHAPES[name]) for name in ("a", "b", "bias")]
         rows = v1.placeholder(tf.float32, (M,))
