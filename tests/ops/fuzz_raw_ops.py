@@ -78,6 +78,74 @@ class Fuzzer:
             sizes[0] = self.one_of([-1, 2**31, 2**40, 2**62, -(2**63), 1000])
         return sizes
 
+    def rows(self, shape: tuple[int, ...]) -> list[Array]:
+        """Return rows of y, of a result of that shape, mostly."""
+
+        def make() -> Array:
+            full = self.shape(shape[:-1])
+            part = tuple(extent if self.chance(0.8) else 1 for extent in full)
+            part = part[self.one_of(range(len(part) + 1)) :] if self.chance(0.3) else part
+            if self.chance(0.5):
+                return self.rng.random(part) < 0.5
+            values = [0.0, 0.0, 1.0, 0.5, -2.0] + [np.nan] * self.chance(0.05)
+            return self.rng.choice(values, part).astype(self.one_of([np.float32, np.float64]))
+
+        return self.several(make, usual=self.chance(0.5))
+
+    def indices(self, extent: int) -> Array:
+        """Return what selects some of so many, mostly."""
+        count = int(self.rng.integers(extent + 1))
+        chosen = np.sort(self.rng.permutation(extent)[:count]).astype(np.int64)
+        kind = self.rng.random()
+        if chosen.size and kind < 0.1:
+            bad = [-1, extent, 2**62, -(2**63), 2**63 - 1, chosen[0]]
+            chosen[int(self.rng.integers(chosen.size))] = self.one_of(bad)
+        elif kind < 0.12:
+            chosen = chosen[::-1].copy()
+        elif kind < 0.14:
+            chosen = chosen.reshape(-1, 1)
+        return chosen
+
+    def bounds(self, extent: int) -> list[int]:
+        begin, end = sorted(int(x) for x in self.rng.integers(0, extent + 1, 2))
+        bounds = [
+            self.one_of([begin, begin - extent if begin < extent else begin]),
+            self.one_of([end, end - extent if end < extent else 2**63 - 1]),
+            self.one_of([1, 1, 2, 3, 2**40]),
+        ]
+        if self.chance(0.05):
+            bad = [-1, 0, -extent - 1, extent + 1, 2**62, -(2**63), 2**63 - 1, 7]
+            bounds[int(self.rng.integers(3))] = self.one_of(bad)
+        return bounds
+
+    def regions(self, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Any], list[Array]]:
+        """Return the attributes of regions, mostly of operands of these shapes, and the indices."""
+        axes = {
+            f"{name}_{axis}" if name != "bias" else name: shape[position]
+            for name, shape in shapes.items()
+            for position, axis in ((-1, "columns"), (-2, "rows"))
+            if len(shape) >= -position and (name != "bias" or position == -1)
+        }
+        sliced = [axis for axis in axes if self.chance(0.2)]
+        indexed = [axis for axis in axes if axis not in sliced and self.chance(0.2)]
+        slices = [number for axis in sliced for number in self.bounds(axes[axis])]
+        indices = [self.indices(axes[axis]) for axis in indexed]
+        compact = [x for x in "ab" if f"{x}_rows" in indexed and self.chance(0.4)]
+        if self.chance(0.02):
+            slices = slices[:-1] if self.chance(0.5) else [*slices, 1]
+        if self.chance(0.02):
+            sliced = [*sliced, self.one_of(["a_rows", "b_columns", "bias", "bias_rows", "", "c"])]
+        if self.chance(0.02):
+            indexed = [*indexed, self.one_of(["a_rows", "b_columns", "bias", "x"])]
+        if self.chance(0.02):
+            compact = self.one_of([["a"], ["b"], ["a", "a"], ["bias"]])
+        return {
+            "sliced": sliced,
+            "slices": slices,
+            "indexed": indexed,
+            "indexed_slices": compact,
+        }, indices
+
     def forward(self) -> None:
         a_shape, b_shape, _, layout_a, layout_b = self.problem()
         a, b = (self.numbers(self.shape(shape)) for shape in (a_shape, b_shape))
@@ -85,11 +153,15 @@ class Fuzzer:
         bias = self.several(lambda: self.numbers(self.shape((n,))), self.chance(0.5))
         scaled = self.names(OPERANDS)
         activation = self.one_of(sorted(ACTIVATIONS))
+        attributes, indices = self.regions({"a": a.shape, "b": b.shape, "bias": (n,)})
         y, z = ops.stopgrad_op_fused_mat_mul(
             a=a,
             b=b,
             bias=list(map(tf.constant, bias)),
             scales=[tf.constant(0.5, tf.float64) for _ in scaled],
+            rows=list(map(tf.constant, self.rows((*a_shape[:-2], n, n)))),
+            indices=list(map(tf.constant, indices)),
+            **attributes,
             num_z=self.one_of([0, 1, 2]),
             layout_a=layout_a,
             layout_b=layout_b,
@@ -141,6 +213,8 @@ class Fuzzer:
         inputs_b = self.several(lambda: tf.constant(b), "a" in needed or self.chance(0.5))
         sizes_a = self.several(lambda: self.sizes(a_shape), not inputs_a)
         sizes_b = self.several(lambda: self.sizes(b_shape), not inputs_b)
+        attributes, indices = self.regions({"a": a_shape, "b": b_shape, "bias": y_shape[-1:]})
+        rows = self.rows(y_shape)
         results = ops.stopgrad_op_fused_mat_mul_grad(
             dy=dy,
             a=inputs_a,
@@ -149,6 +223,9 @@ class Fuzzer:
             shape_a=[tf.constant(sizes, tf.int64) for sizes in sizes_a],
             shape_b=[tf.constant(sizes, tf.int64) for sizes in sizes_b],
             scales=[tf.constant(0.5, tf.float64) for _ in scaled],
+            rows=list(map(tf.constant, rows)),
+            indices=list(map(tf.constant, indices)),
+            **attributes,
             num_needed=len(needed) if self.chance(0.97) else self.one_of([0, 1, 2, 3]),
             needed=needed,
             layout_a=layout_a,
@@ -158,26 +235,63 @@ class Fuzzer:
         )
         dz = dy * derivative(activation, saved)
         if "a" in needed or "b" in needed:
-            # A factor that is not read has the shape that was given, or is a matrix that fits.
+            # A factor that is not read has the shape that was given, or the batch of dy where the
+            # other one is a matrix and has none, or else is a matrix itself.
             if not inputs_a:
                 k = reference.apply_layout(b, layout_b).shape[-2]
-                matrix = reference.stored_shape((dy.shape[-2], k), layout_a)
-                a = np.ones(sizes_a[0] if sizes_a else matrix)
+                batch = dy.shape[:-2] if b.ndim == 2 else ()
+                missing = reference.stored_shape((*batch, dy.shape[-2], k), layout_a)
+                a = np.ones(sizes_a[0] if sizes_a else missing)
             if not inputs_b:
                 k = reference.apply_layout(a, layout_a).shape[-1]
-                matrix = reference.stored_shape((k, dy.shape[-1]), layout_b)
-                b = np.ones(sizes_b[0] if sizes_b else matrix)
-            problem = reference.Problem(a, b, layout_a=layout_a, layout_b=layout_b)
-            exact = reference.gradients(problem, dz, dict.fromkeys(scaled, 0.5))
-        else:
-            columns = dz.reshape(-1, dz.shape[-1]) if dz.size else np.zeros((0, dz.shape[-1]))
-            total = columns.sum(axis=0) * (0.5 if "bias" in scaled else 1)
-            exact = {
-                "z": reference.Exact(dz, np.abs(dz) + 1, 1),
-                "bias": reference.Exact(total, np.abs(total) + 1, len(columns)),
-            }
+                batch = dy.shape[:-2] if a.ndim == 2 else ()
+                missing = reference.stored_shape((*batch, k, dy.shape[-1]), layout_b)
+                b = np.ones(sizes_b[0] if sizes_b else missing)
+        else:  # the op sees dy alone, and any factors do
+            a = np.ones(reference.stored_shape((*dy.shape[:-1], 1), layout_a))
+            b = np.ones(reference.stored_shape((1, dy.shape[-1]), layout_b))
+        problem = reference.Problem(a, b, layout_a=layout_a, layout_b=layout_b)
+        shapes = {"a": a.shape, "b": b.shape, "bias": dy.shape[-1:]}
+        lines = selected_lines(needed, shapes, attributes, indices)
+        regions = {name: np.ones(shapes[name], bool) for name in needed if name != "z"}
+        for axis, line in lines.items():
+            name, _, kind = axis.partition("_")
+            regions[name] &= line[:, None] if kind == "rows" else line
+        exact = reference.gradients(
+            problem,
+            dz,
+            dict.fromkeys(scaled, 0.5),
+            rows=rows[0] if rows and needed != ["z"] else None,
+            regions=regions,
+        )
         for name, result in zip(needed, results, strict=True):
-            check(result, exact[name])
+            due = exact[name]
+            if name in attributes["indexed_slices"]:
+                line = lines.get(f"{name}_rows", np.ones(len(due.value), bool))
+                due = reference.Exact(due.value[line], due.magnitude[line], due.terms)
+            check(result, due)
+
+
+def selected_lines(
+    needed: list[str],
+    shapes: dict[str, tuple[int, ...]],
+    attributes: dict[str, Any],
+    indices: list[Array],
+) -> dict[str, Array]:
+    """Return which lines of each axis learn, as NumPy understands what the op accepted."""
+    slices = attributes["slices"]
+    chosen: dict[str, Any] = {}
+    for i, axis in enumerate(attributes["sliced"]):
+        begin, end, step = slices[3 * i : 3 * i + 3]
+        chosen[axis] = slice(begin, None if end == 2**63 - 1 else end, step)
+    chosen.update(zip(attributes["indexed"], indices, strict=True))
+    lines = {}
+    for axis, which in chosen.items():
+        name, _, kind = axis.partition("_")
+        if name in needed:
+            lines[axis] = np.zeros(shapes[name][-2 if kind == "rows" else -1], bool)
+            lines[axis][which] = True
+    return lines
 
 
 def derivative(activation: str, saved: Array) -> Array:

@@ -82,6 +82,43 @@ def test_the_calls_that_the_others_change_are_right() -> None:
 
 one_scale = [tf.constant(0.5, tf.float64)]
 
+
+def indices(*values: int, dtype: Any = tf.int64) -> tf.Tensor:
+    return tf.constant(values, dtype)
+
+
+# What neither op takes, and Python would not send.
+BAD_STEERING: list[dict[str, Any]] = [
+    {"rows": [ones(5)] * 2},
+    {"rows": [ones(5, dtype=tf.int32)]},
+    {"rows": [ones(5, dtype=tf.complex64)]},
+    {"sliced": ["b_rows"]},
+    {"slices": [0, 1, 1]},
+    {"sliced": ["b_rows"], "slices": [0, 1]},
+    {"sliced": ["b_rows"], "slices": [0, 1, 1, 0, 1, 1]},
+    {"sliced": ["b_rows", "b_rows"], "slices": [0, 1, 1, 0, 1, 1]},
+    {"sliced": ["c_rows"], "slices": [0, 1, 1]},
+    {"sliced": ["b"], "slices": [0, 1, 1]},
+    {"sliced": ["bias_rows"], "slices": [0, 1, 1]},
+    {"sliced": [""], "slices": [0, 1, 1]},
+    {"sliced": ["b_rows"], "slices": [0, 1, 0]},
+    {"sliced": ["b_rows"], "slices": [0, 1, -1]},
+    {"sliced": ["b_rows"], "slices": [0, 1, -(2**63)]},
+    {"indexed": ["b_rows"]},
+    {"indices": [indices(0, 1)]},
+    {"indexed": ["b_rows"], "indices": [indices(0), indices(1)]},
+    {"indexed": ["b_rows", "b_rows"], "indices": [indices(0), indices(1)]},
+    {"indexed": ["x_columns"], "indices": [indices(0)]},
+    {"indexed": ["b_rows"], "indices": [indices(0, dtype=tf.int32)]},
+    {
+        "indexed": ["b_rows"],
+        "indices": [indices(0)],
+        "sliced": ["b_rows"],
+        "slices": [0, 1, 1],
+    },
+    {"indexed_slices": ["bias"]},
+]
+
 BAD_FORWARD: list[dict[str, Any]] = [
     {"a": ones(7)},
     {"a": ones()},
@@ -116,6 +153,7 @@ BAD_FORWARD: list[dict[str, Any]] = [
     {"num_z": 2},
     # More elements than any tensor can have.
     {"a": ones(2**40, 0), "b": ones(0, 2**40)},
+    *BAD_STEERING,
 ]
 
 BAD_BACKWARD: list[dict[str, Any]] = [
@@ -189,6 +227,51 @@ BAD_BACKWARD: list[dict[str, Any]] = [
     {"dy": ones(1000, 3), "shape_a": sizes(1000, 1000), "b": [], "needed": ["b"]},
     {"dy": ones(5, 1000), "shape_b": sizes(7, 1000), "a": [], "needed": ["a"]},
     {"dy": ones(9, 5, 3), "shape_a": sizes(9, 5, 7), "needed": ["b"]},
+    *BAD_STEERING,
+    {"rows": [ones(4)]},
+    {"rows": [ones(0)]},
+    {"rows": [ones(1, 5)]},
+    {"rows": [ones(5, 1)]},
+    {"rows": [ones(5, 3)]},
+    {"rows": [tf.constant([1.0, np.nan, 0.0, 0.0, 0.0])]},
+    {"rows": [tf.constant(np.nan, tf.float16)]},
+    {"rows": [ones(4)], "needed": ["bias"], "a": [], "b": []},
+    # b has 7 rows and 3 columns.
+    *(
+        {"sliced": ["b_rows"], "slices": slices}
+        for slices in (
+            [0, 8, 1],
+            [-8, 7, 1],
+            [8, 8, 1],
+            [0, -8, 1],
+            [3, 2, 1],
+            [-1, -2, 1],
+            [2**62, 2**62, 1],
+            [-(2**63), 1, 1],
+            [2**63 - 1, 2**63 - 1, 1],
+            [0, 2**63 - 2, 1],
+        )
+    ),
+    {"sliced": ["b_columns"], "slices": [0, 4, 1]},
+    {"sliced": ["a_rows"], "slices": [0, 6, 1]},
+    {"sliced": ["bias"], "slices": [0, 4, 1]},
+    {"sliced": ["bias"], "slices": [0, 4, 1], "needed": ["bias"], "a": [], "b": []},
+    *(
+        {"indexed": ["b_rows"], "indices": [indices(*values)], "indexed_slices": compact}
+        for values in ([7], [-1], [0, 0], [1, 0], [0, 2**62], [-(2**63)], [2**63 - 1], [3, 3, 4])
+        for compact in ([], ["b"])
+    ),
+    {"indexed": ["b_columns"], "indices": [indices(3)]},
+    {"indexed": ["bias"], "indices": [indices(0, 3)]},
+    {"indexed": ["b_rows"], "indices": [tf.constant(0, tf.int64)]},
+    {"indexed": ["b_rows"], "indices": [tf.constant([[0]], tf.int64)]},
+    {
+        "dy": ones(2, 5, 3),
+        "b": [ones(2, 7, 3)],
+        "indexed": ["b_rows"],
+        "indices": [indices(0)],
+        "indexed_slices": ["b"],
+    },
     # A result with more elements than any tensor can have.
     {"dy": ones(2**40, 0), "a": [], "b": [ones(2**40, 0)], "needed": ["a"]},
 ]
@@ -287,7 +370,7 @@ def test_gradient_op_rejects_what_comes_when_it_runs(index: int) -> None:
     tensors = {
         name: value
         for name, value in changes.items()
-        if name in ("dy", "a", "b", "saved", "shape_a", "shape_b", "scales")
+        if name in ("dy", "a", "b", "saved", "shape_a", "shape_b", "scales", "rows", "indices")
     }
     for name in tensors:
         del changes[name]
