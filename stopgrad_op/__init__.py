@@ -13,14 +13,24 @@ from stopgrad_op._regions import columns, rows
 from stopgrad_op._stats import kernel_stats, reset_kernel_stats
 
 if TYPE_CHECKING:
+    from stopgrad_op._frozen import keep_frozen
     from stopgrad_op._matmul import matmul
 
 __version__: str = build_info()["version"]
 
-__all__ = ["build_info", "columns", "kernel_stats", "matmul", "reset_kernel_stats", "rows"]
+__all__ = [
+    "build_info",
+    "columns",
+    "keep_frozen",
+    "kernel_stats",
+    "matmul",
+    "reset_kernel_stats",
+    "rows",
+]
 
 if build_info()["tensorflow"] is not None:
     load_ops()  # first, because it says what to type if TensorFlow is missing or another one
+    from stopgrad_op._frozen import keep_frozen
     from stopgrad_op._matmul import matmul
 
 

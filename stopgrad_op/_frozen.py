@@ -219,12 +219,11 @@ def _runs(indices: Indices) -> list[_Lines]:
 
 
 def _copy(value: tf.Tensor, rows: _Lines | None, columns: _Lines) -> tf.Tensor:
-    array = value.numpy()
-    if rows is not None:
-        array = array[..., rows, :]
-    # A slice of a tensor may share its memory and so keep all of it alive; this copies.
+    part = value if rows is None else _take(value, rows, axis=-2)
+    # A slice may share the memory of the whole tensor and keep it alive; numpy() copies.
+    array = _take(part, columns, axis=-1).numpy()
     with tf.device(value.device):
-        return tf.constant(np.array(array[..., columns]))
+        return tf.constant(array)
 
 
 def _with_part(value: tf.Tensor, part: _Part) -> tf.Tensor:

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import pytest
 import tensorflow as tf
 
-from stopgrad_op._frozen import keep_frozen
-from stopgrad_op._regions import columns, rows
+from stopgrad_op import columns, keep_frozen, rows
 
 Array = npt.NDArray[Any]
 
@@ -239,12 +238,17 @@ def test_constraint_that_was_there_comes_first() -> None:
     np.testing.assert_array_equal(variable.numpy(), due)
 
 
-def test_only_the_frozen_part_is_copied() -> None:
-    kept = keep_frozen(tf.Variable(tf.zeros((1000, 8))), np.s_[:10])
-    assert [part.values.shape for part in kept._parts] == [(10, 8)]
-    assert kept._parts[0].values.numpy().base is None or (
-        kept._parts[0].values.numpy().base.nbytes == 10 * 8 * 4
-    )
+@of_each_region
+@pytest.mark.parametrize("argument", ["region", "trainable"])
+def test_only_the_frozen_part_is_held(name: str, argument: str) -> None:
+    shape, region = REGIONS[name]
+    frozen = inside(shape, region) == (argument == "region")
+    variable = tf.Variable(tf.zeros(shape))
+    held = [part.values for part in keep_frozen(variable, **{argument: region})._parts]
+    assert sum(tf.size(values).numpy() for values in held) == frozen.sum()
+    memory = np.frombuffer(memoryview(tf.convert_to_tensor(variable)), np.uint8)
+    for values in held:
+        assert not np.shares_memory(np.frombuffer(memoryview(values), np.uint8), memory)
 
 
 def test_saved_model_loads_without_it(tmp_path: Any, rng: np.random.Generator) -> None:
@@ -263,7 +267,7 @@ def test_saved_model_loads_without_it(tmp_path: Any, rng: np.random.Generator) -
 
 DISTRIBUTED = """
 import keras, numpy as np, tensorflow as tf
-from stopgrad_op._frozen import keep_frozen
+from stopgrad_op import keep_frozen
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
