@@ -89,7 +89,7 @@ class PolicyInputs {
   absl::Status ReadScales(GradientScales* scales) const {
     for (size_t i = 0; i < attributes_.scaled.size(); ++i) {
       const Tensor& scale = context_->input(first_ + i);
-      if (scale.NumElements() != 1) {
+      if (scale.dims() != 0) {
         return absl::InvalidArgumentError("`gradient_scale` of `" + attributes_.scaled[i] +
                                           "` must be a scalar; its shape is " +
                                           scale.shape().DebugString());

@@ -105,6 +105,18 @@ absl::Status CheckPolicy(InferenceContext* c, const PolicyAttributes& policy, in
   return absl::OkStatus();
 }
 
+// How many rows of an operand are selected, where their indices say. `input` is that of the first
+// scale.
+DimensionHandle CountIndexedRows(InferenceContext* c, const PolicyAttributes& policy, int input,
+                                 const std::string& operand) {
+  input += static_cast<int>(policy.scaled.size()) + policy.has_rows;
+  for (const RegionAxis* axis : policy.indexed) {
+    if (axis->name == operand + "_rows") return c->Dim(c->input(input), 0);
+    ++input;
+  }
+  return c->UnknownDim();
+}
+
 absl::Status FusedMatMulShape(InferenceContext* c) {
   ProductAttributes attributes;
   PolicyAttributes policy;
@@ -234,7 +246,7 @@ absl::Status FusedMatMulGradShape(InferenceContext* c) {
     if ((name == "a" && policy.compact_a) || (name == "b" && policy.compact_b)) {
       ShapeHandle matrix;
       if (auto s = c->WithRank(shape, 2, &matrix); !s.ok()) return s;
-      shape = c->Matrix(c->UnknownDim(), c->Dim(matrix, 1));
+      shape = c->Matrix(CountIndexedRows(c, policy, input, name), c->Dim(matrix, 1));
     }
     c->set_output(i, shape);
   }
