@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -16,9 +16,12 @@ from stopgrad_op._gradient import ASIDE_GRADIENT, Kept, is_known_zero, product_a
 from stopgrad_op._keras_tensors import symbolic_matmul
 from stopgrad_op._library import load_ops
 from stopgrad_op._options import OPERANDS, MatMulOptions, Steering, resolve_options
+from stopgrad_op._regions import Columns, Rows
 from stopgrad_op._steering import check_steering, index_tensor, read_scales
 
 _ops = load_ops()
+
+Region: TypeAlias = slice | tuple[slice, ...] | Rows | Columns
 
 _FLOATING = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
 _DTYPES = (*_FLOATING, tf.complex64, tf.complex128, tf.int32, tf.int64)
@@ -36,9 +39,9 @@ def matmul(
     bias: Any = None,
     activation: str | Callable[..., Any] | None = None,
     stop_gradient: bool | str | Iterable[str] | None = None,
-    gradient_scale: float | Mapping[str, float] | None = None,
+    gradient_scale: Any = None,
     gradient_rows: Any = None,
-    trainable: Any = None,
+    trainable: Mapping[str, Region] | None = None,
     name: str | None = None,
 ) -> tf.Tensor:
     """Multiply matrices, add a bias and apply an activation, in one operation.
@@ -67,10 +70,20 @@ def matmul(
         Which operands get no gradient: `None` or `False` for none, `True` for all, "a", "b" or
         "bias", or several of them. Their gradient is `None`.
     gradient_scale
-        A finite number that every operand's gradient is multiplied by, or a dict from operands to
-        numbers. 0 gives zeros and runs no product; a negative number reverses the gradient.
-    gradient_rows, trainable
-        Not built yet; must be `None`.
+        What every operand's gradient is multiplied by, or a dict from operands to that: a finite
+        number, or a scalar tensor or variable, which is read at each call. 0 gives zeros and runs
+        no product; a negative one reverses the gradient. The scale itself has no gradient.
+    gradient_rows
+        What each row of the result sends back, as a factor: bool or real floating, of a shape that
+        broadcasts to `[..., m]`. Rows at 0 send nothing, and the products run without them. The
+        rows have no gradient.
+    trainable
+        A dict from operands to the region that learns; elsewhere the gradient is 0 and is not
+        computed. A region is a slice of rows, a tuple of one or two slices (`np.s_[:, 512:]`),
+        `sg.rows([...])` or `sg.columns([...])`, of the operand as it is passed, on its last two
+        axes; of the bias a slice or `sg.columns([...])`. Bounds outside the operand are an error.
+        With `sg.rows([...], indexed_slices=True)` the gradient of a matrix is a
+        `tf.IndexedSlices` of these rows.
     name
         Name of the operation in a graph.
 
@@ -82,11 +95,11 @@ def matmul(
     Raises
     ------
     ValueError, TypeError
-        For options or dtypes that are wrong, and in a graph for static shapes that do not fit.
+        For options or dtypes that are wrong, regions and rows that do not fit known shapes, and in
+        a graph for static shapes that do not fit.
     tf.errors.InvalidArgumentError
-        For shapes that do not fit, when they are known at run time only, or in eager mode.
-    NotImplementedError
-        For `gradient_rows`, `trainable` and a `gradient_scale` that is a tensor.
+        For shapes that do not fit, when they are known at run time only, or in eager mode; in the
+        backward pass for regions and rows that do not fit, and rows that are NaN.
     """
     options, steering = resolve_options(
         transpose_a,

@@ -232,6 +232,24 @@ def test_stack_with_weights_blocked_holds_no_activation() -> None:
     assert activations_held(layer) == 0
 
 
+# --- Where it does not hold ------------------------------------------------------------------
+def test_persistent_tape_holds_all_inputs_and_outputs() -> None:
+    """Unless everything is blocked: then nothing is recorded there either."""
+    for stop_gradient, held in (("a", [(M, K), (K, N), (N,), (M, N), (M, N)]), (True, [])):
+        gc.collect()
+        before = live_shapes()
+        with tf.GradientTape(persistent=True) as tape:
+            operands = [tf.identity(tf.ones(SHAPES[name])) for name in ("a", "b", "bias")]
+            tape.watch(operands)
+            a, b, bias = operands
+            y = sg.matmul(a, b, bias=bias, activation="gelu", stop_gradient=stop_gradient)
+            result = tf.transpose(y)
+            del operands, a, b, bias, y
+            after = live_shapes()
+        assert result is not None
+        assert after - before - Counter([(N, M)]) == Counter(held)
+
+
 # --- In graphs -------------------------------------------------------------------------------
 @every_activation
 @every_blocking
@@ -244,6 +262,29 @@ def test_function_under_a_tape_holds_what_eager_holds(
 
     saved = ["y"] if activation is not None and stop_gradient is not True else []
     assert held_for_backward(of=product) == held + saved
+
+
+@pytest.mark.parametrize(
+    ("options", "held"),
+    [
+        ({"gradient_scale": {"b": 0}}, ["b"]),
+        ({"gradient_scale": 0, "activation": "relu"}, []),
+        ({"gradient_scale": 0, "activation": "gelu"}, ["y"]),  # z, for its shape
+        ({"gradient_scale": None}, ["a", "b"]),
+    ],
+)
+def test_function_under_a_tape_knows_scales_of_zero(options: Any, held: Tensors) -> None:
+    def product(a: Any, b: Any, bias: Any) -> Any:
+        return sg.matmul(a, b, bias=bias, **options)
+
+    assert held_for_backward(of=tf.function(product)) == held
+
+
+def test_function_holds_operands_for_a_scale_that_is_zero_at_run_time() -> None:
+    def product(a: Any, b: Any, bias: Any) -> Any:
+        return sg.matmul(a, b, bias=bias, gradient_scale=0 * tf.reduce_sum(a))
+
+    assert held_for_backward(of=tf.function(product)) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
