@@ -176,12 +176,30 @@ def before_the_end(shape, dtype):
     return array.reshape(shape)
 
 for dtype in sys.argv[1:]:
-    for m, k, n in ((29, 31, 65), (13, 17, 33), (3, 1, 5), (43, 16, 64), (1, 50, 31), (15, 7, 15)):
+    for m, k, n in ((29, 31, 65), (13, 17, 33), (3, 1, 5), (43, 16, 64), (1, 50, 31), (15, 7, 15),
+                    (45, 65, 67)):
         for layout in ("normal", "transpose"):
             a = before_the_end((m, k) if layout == "normal" else (k, m), dtype)
             _kernels.matmul(a, np.ones((k, n), dtype), layout_a=layout)
             b = before_the_end((k, n) if layout == "normal" else (n, k), dtype)
             _kernels.matmul(np.ones((m, k), dtype), b, layout_b=layout)
+            if np.dtype(dtype).kind == "i":
+                continue
+            # Some rows of dy and a, and regions, the last ones among them, of what is read there.
+            # Of the largest shape, the rows are gathered.
+            options = {"rows": np.arange(m) % 3 == 2, "layout_a": layout, "layout_b": layout}
+            for axis, extent in (("b_columns", n), ("b_rows", k), ("a_rows", m), ("a_columns", k)):
+                if layout != "normal":
+                    extent = {"b_columns": k, "b_rows": n, "a_rows": k, "a_columns": m}[axis]
+                for region in ((extent // 2, None, 1), np.arange(extent % 2, extent, 2)):
+                    options["regions"] = {axis: region}
+                    shapes = ((m, n), (m, k) if layout == "normal" else (k, m),
+                              (k, n) if layout == "normal" else (n, k))
+                    for i in range(3):
+                        arrays = [np.ones(shape, dtype) for shape in shapes]
+                        arrays[i] = before_the_end(shapes[i], dtype)
+                        for needed in (["a"], ["b"]):
+                            _kernels.matmul_gradient(*arrays, needed=needed, **options)
 print("read", flush=True)
 """
 

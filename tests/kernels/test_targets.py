@@ -13,6 +13,7 @@ TESTS = (
     "test_activation_accuracy.py",
     "test_activations.py",
     "test_blocking.py",
+    "test_control.py",
     "test_float16.py",
     "test_products.py",
 )
