@@ -55,7 +55,11 @@ struct OperandRegion {
   bool compact;
   bool stored_rows_are_cols;
 
-  bool all() const { return rows.all() && cols.all(); }
+  // Whether the selected elements are all that the result has.
+  bool covers() const {
+    if (compact) return (stored_rows_are_cols ? rows : cols).all();
+    return rows.all() && cols.all();
+  }
 };
 
 OperandRegion RegionOf(const Selection& stored_rows, const Selection& stored_columns, Layout layout,
@@ -102,7 +106,7 @@ class Planner {
     RestrictColumns(region, &product);
     product = Simplify(std::move(product));
     if (product.Flops(false) > 0) gradient->products.push_back(product);
-    gradient->zeros_first = !gradient->runs() || (!region.compact && !region.all());
+    gradient->zeros_first = !gradient->runs() || !region.covers();
   }
 
   // Whether a product on the active rows alone costs less than one on all, which needs dZ written,
@@ -169,7 +173,7 @@ class Planner {
       rows.dz->push_back((compact_dz ? static_cast<int64_t>(i) : row) * problem_.n);
       rows.other->push_back(other + in_matrix * other_stride);
     }
-    gradient->zeros_first = of_a || (!region.compact && !region.all());
+    gradient->zeros_first = of_a || !region.covers();
     for (const Rows& rows : groups) {
       if (rows.dz == nullptr) {
         gradient->zeros_first = true;

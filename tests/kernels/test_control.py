@@ -245,7 +245,8 @@ def test_compact_result_is_the_region_alone(
         rng, (12, 12), (12, 12), dtype, layout_a=layout, layout_b=layout
     )
     dy = reference.random_array(rng, (12, 12), dtype)
-    for rows in (None, np.arange(12) % 3 > 0):
+    columns = (2, 11, 1)
+    for rows, b_columns in itertools.product((None, np.arange(12) % 3 > 0), (None, columns)):
         results = _kernels.matmul_gradient(
             dy,
             problem.a,
@@ -254,11 +255,13 @@ def test_compact_result_is_the_region_alone(
             layout_a=layout,
             layout_b=layout,
             rows=rows,
-            regions={"a_rows": selection, "b_rows": selection},
+            regions={"a_rows": selection, "b_rows": selection}
+            | ({} if b_columns is None else {"b_columns": b_columns}),
             compact=["a", "b"],
             poison=True,
         )
-        exact = reference.gradients(problem, dy, rows=rows)
+        masks = {"b": np.broadcast_to(mask_of(b_columns or (0, 12, 1), 12), (12, 12))}
+        exact = reference.gradients(problem, dy, rows=rows, regions=masks)
         chosen = mask_of(selection, 12)
         for name in ("a", "b"):
             due = reference.Exact(
