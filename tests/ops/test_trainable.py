@@ -130,6 +130,14 @@ def test_region_of_a_blocked_operand_is_ignored(rng: np.random.Generator, mode: 
     assert not np.any(gradients[0][1:])
 
 
+def test_op_is_given_no_region_of_a_blocked_operand() -> None:
+    with tf.Graph().as_default():
+        regions = {"a": np.s_[0:1], "b": sg.rows([1])}
+        y = sg.matmul(tf.ones((M, K)), tf.ones((K, N)), stop_gradient="b", trainable=regions)
+        assert y.op.get_attr("sliced") == [b"a_rows"]
+        assert y.op.get_attr("indexed") == []
+
+
 def test_whole_gradient_of_a_scaled_region_is_zero_at_zero() -> None:
     w = tf.Variable(tf.ones((K, N)))
     for scale in (0, tf.constant(0.0)):
