@@ -165,7 +165,9 @@ def _value(variable: Any) -> tf.Tensor:
     if isinstance(variable, keras.Variable) and variable._value is None:
         raise ValueError(f"`variable` {variable.path} has no value yet; due is one that is built.")
     if not variable.shape.is_fully_defined() or variable.shape.rank == 0:
-        raise ValueError(f"`variable` has shape {variable.shape}; due is a known rank of 1 or more")
+        raise ValueError(
+            f"`variable` has shape {variable.shape}; due is a known one of rank 1 or more."
+        )
     value = tf.convert_to_tensor(variable)
     if not hasattr(value, "numpy"):
         raise RuntimeError(

@@ -251,6 +251,26 @@ def test_only_the_frozen_part_is_held(name: str, argument: str) -> None:
         assert not np.shares_memory(np.frombuffer(memoryview(values), np.uint8), memory)
 
 
+@pytest.mark.parametrize(
+    ("name", "written_whole"),
+    [
+        ("middle rows", False),
+        ("rectangle", False),
+        ("batch of matrices", False),
+        ("rows by index", False),
+        ("vector", False),
+        ("vector by index", False),
+        ("columns by index", True),
+        ("batch, rows by index", True),
+    ],
+)
+def test_restore_writes_the_frozen_part_alone(name: str, written_whole: bool) -> None:
+    shape, region = REGIONS[name]
+    kept = keep_frozen(tf.Variable(tf.zeros(shape)), region)
+    graph = tf.function(kept.restore).get_concrete_function().graph
+    assert ("AssignVariableOp" in {op.type for op in graph.get_operations()}) == written_whole
+
+
 def test_saved_model_loads_without_it(tmp_path: Any, rng: np.random.Generator) -> None:
     model, x, y = model_and_data(rng)
     keep_frozen(model.layers[0].kernel, np.s_[:3])
@@ -339,7 +359,7 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: keep_frozen(tf.Variable(1.0), np.s_[1:]),
         ValueError,
-        r"`variable` has shape \(\); due is a known rank of 1 or more",
+        r"`variable` has shape \(\); due is a known one of rank 1 or more",
     ),
     (
         lambda: keep_frozen(tf.Variable(tf.zeros(2), shape=[None]), np.s_[1:]),

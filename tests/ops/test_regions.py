@@ -198,6 +198,7 @@ def test_equal_regions_are_one_key() -> None:
     assert len({rows([1, 2]), rows([2, 1]), rows(np.array([1, 2]))}) == 1
     different = [rows([1, 2]), rows([1]), rows([1, 2], indexed_slices=True), columns([1, 2])]
     assert len(set(different)) == len(different)
+    assert rows([1, 2]) != columns([1, 2])
     for region in different:
         assert pickle.loads(pickle.dumps(region)) == region
 
