@@ -33,8 +33,7 @@ PackingView::PackingView(DType dtype, const Factor& factor, const MatrixView& vi
       places_(first ? view.rows : view.cols),
       k_places_(first ? view.cols : view.rows),
       conjugate_(view.conjugate),
-      // Where both strides are 1, rows of memory are what the list is of.
-      across_(stride_ == 1 && (k_stride_ != 1 || places_ == nullptr)) {}
+      across_(stride_ == 1) {}
 
 PackSource PackingView::Patch(int64_t offset, int64_t first, int64_t count, int64_t first_k,
                               int64_t k, int64_t k_left, char* memory, int64_t slack) const {

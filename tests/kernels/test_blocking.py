@@ -186,8 +186,10 @@ for dtype in sys.argv[1:]:
             if np.dtype(dtype).kind == "i":
                 continue
             # Some rows of dy and a, and regions, the last ones among them, of what is read there.
-            # Of the largest shape, the rows are gathered.
-            options = {"rows": np.arange(m) % 3 == 2, "layout_a": layout, "layout_b": layout}
+            # Of the largest shape the rows are gathered, and those of a run read where they lie.
+            rows = np.arange(m) % 3 == 2
+            rows[m // 2:] |= layout == "normal"
+            options = {"rows": rows, "layout_a": layout, "layout_b": layout}
             for axis, extent in (("b_columns", n), ("b_rows", k), ("a_rows", m), ("a_columns", k)):
                 if layout != "normal":
                     extent = {"b_columns": k, "b_rows": n, "a_rows": k, "a_columns": m}[axis]
