@@ -10,6 +10,8 @@ from stopgrad_op._stats import KernelStats
 
 _Array = npt.NDArray[Any]
 _Layout = Literal["normal", "transpose", "adjoint"]
+# Of one axis: begin, end and step of a slice, or ascending indices.
+_Region = tuple[int, int | None, int] | npt.NDArray[Any]
 
 class _Product(TypedDict):
     m: int
@@ -23,7 +25,8 @@ class _Plan(TypedDict):
     pass_over_dy: bool
     writes_dz: bool
     sums_bias: bool
-    products: dict[str, _Product]
+    pass_rows: list[int] | None
+    products: dict[str, list[_Product]]
 
 @overload
 def matmul(
@@ -64,6 +67,9 @@ def matmul_gradient(
     a_shape: Sequence[int] | None = None,
     b_shape: Sequence[int] | None = None,
     scales: Mapping[str, float] = ...,
+    rows: npt.ArrayLike | None = None,
+    regions: Mapping[str, _Region] = ...,
+    compact: Sequence[str] = ...,
     threads: int = 1,
     poison: bool = False,
 ) -> dict[str, _Array]: ...
@@ -76,6 +82,8 @@ def plan(
     activation: str = "linear",
     needed: Sequence[str],
     scales: Mapping[str, float] = ...,
+    rows: npt.ArrayLike | None = None,
+    regions: Mapping[str, _Region] = ...,
 ) -> _Plan: ...
 def activations() -> dict[str, Literal["nothing", "output", "preactivation"]]: ...
 def kernel_stats() -> KernelStats: ...

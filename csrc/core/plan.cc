@@ -267,16 +267,16 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
     };
     std::vector<Operand> operands;
     if (runs_a) {
-      operands.push_back({true,
-                          RegionOf(policy.regions.a_rows, policy.regions.a_columns, p.layout_a,
-                                   policy.compact_a),
-                          GradientProductA(p), &plan.a});
+      operands.push_back(
+          {true,
+           RegionOf(policy.regions.a_rows, policy.regions.a_columns, p.layout_a, policy.compact_a),
+           GradientProductA(p), &plan.a});
     }
     if (runs_b) {
-      operands.push_back({false,
-                          RegionOf(policy.regions.b_rows, policy.regions.b_columns, p.layout_b,
-                                   policy.compact_b),
-                          GradientProductB(p), &plan.b});
+      operands.push_back(
+          {false,
+           RegionOf(policy.regions.b_rows, policy.regions.b_columns, p.layout_b, policy.compact_b),
+           GradientProductB(p), &plan.b});
     }
     for (Operand& operand : operands) {
       const Product& product = operand.product;

@@ -42,8 +42,8 @@ struct GradientPolicy {
   bool compact_b = false;
 };
 
-// Which of the gradients are zeros, whatever the tensors hold: their scale is 0, or no row is active,
-// or nothing in their region.
+// Which of the gradients are zeros, whatever the tensors hold: their scale is 0, or no row is
+// active, or nothing in their region.
 STOPGRAD_EXPORT GradientNeeds FindZeros(const GradientPolicy& policy);
 
 // How the gradient of `a` or `b` is computed: zeros, if it is not all covered, and then products

@@ -33,9 +33,8 @@ Status SelectSlice(const RegionAxis& axis, const Slice& slice, int64_t extent,
   for (int64_t& bound : bounds) {
     if (bound < -extent || bound > extent) {
       return InvalidArgument(Trainable(axis) + "is a slice up to or from " + axis.unit + " " +
-                             std::to_string(bound) + ", and " + Extent(axis, extent) +
-                             "; due is " + std::to_string(-extent) + " to " +
-                             std::to_string(extent));
+                             std::to_string(bound) + ", and " + Extent(axis, extent) + "; due is " +
+                             std::to_string(-extent) + " to " + std::to_string(extent));
     }
     if (bound < 0) bound += extent;
   }
@@ -71,10 +70,9 @@ Status SelectIndices(const RegionPart& part, int64_t extent, Selection* selectio
                                           : "; due are 0 to " + std::to_string(extent - 1)));
     }
     if (i > 0 && index <= part.indices[i - 1]) {
-      return InvalidArgument(Trainable(axis) + "selects " + axis.unit + " " +
-                             std::to_string(index) + " behind " +
-                             std::to_string(part.indices[i - 1]) +
-                             "; due are different indices in ascending order");
+      return InvalidArgument(
+          Trainable(axis) + "selects " + axis.unit + " " + std::to_string(index) + " behind " +
+          std::to_string(part.indices[i - 1]) + "; due are different indices in ascending order");
     }
   }
   // A list without a gap is a run, which is addressed in place.

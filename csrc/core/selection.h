@@ -48,10 +48,8 @@ struct RegionAxis {
   Selection Regions::* selection;
 };
 inline constexpr RegionAxis kRegionAxes[] = {
-    {"a_rows", "a", "row", &Regions::a_rows},
-    {"a_columns", "a", "column", &Regions::a_columns},
-    {"b_rows", "b", "row", &Regions::b_rows},
-    {"b_columns", "b", "column", &Regions::b_columns},
+    {"a_rows", "a", "row", &Regions::a_rows},    {"a_columns", "a", "column", &Regions::a_columns},
+    {"b_rows", "b", "row", &Regions::b_rows},    {"b_columns", "b", "column", &Regions::b_columns},
     {"bias", "bias", "element", &Regions::bias},
 };
 // nullptr if there is none of that name.

@@ -17,8 +17,8 @@ namespace stopgrad::cpu {
 using EpilogueLoop = void (*)(const void* sums, int64_t sums_stride, const void* bias, void* z,
                               void* y, int64_t rows, int64_t cols, int64_t row_stride);
 
-// dz = w dy f'(saved);  sums[j] += sum_i dz[i, j], in the accumulator type. dz and sums may be null.
-// A row of weight 0 is zeros, whatever dy is there.
+// dz = w dy f'(saved);  sums[j] += sum_i dz[i, j], in the accumulator type. dz and sums may be
+// null. A row of weight 0 is zeros, whatever dy is there.
 struct ActivationGradientRows {
   const void* dy;
   const void* saved;

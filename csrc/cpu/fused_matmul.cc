@@ -76,8 +76,8 @@ Status AddPass(const DyPass& pass, Host& host, Work* work) {
   using Accumulator = typename Traits::Accumulator;
   using Sum = WideSum<Accumulator>;
   const ActivationGradientLoop loop =
-      GetTarget().elementwise->activation_gradient[static_cast<int>(pass.dtype)][static_cast<int>(
-          pass.activation)];
+      GetTarget().elementwise->activation_gradient[static_cast<int>(pass.dtype)]
+                                                  [static_cast<int>(pass.activation)];
   const int64_t first_col = pass.first_col();
   const int64_t cols = pass.last_col() - first_col;
   const int64_t rows_per_task = RowsPerTask(pass.rows);
@@ -206,8 +206,7 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
   bool is_prologue = false;
   if (!is_linear && needs.a != needs.b && !needs.bias && !needs.z) {
     plan = MakePlan(problem, activation, needs, policy, /*fuses_activation=*/true);
-    is_prologue =
-        ComputesDzAsItPacks(plan, dtype, Work(host, FlopsOf(plan, dtype, pass_elements)));
+    is_prologue = ComputesDzAsItPacks(plan, dtype, Work(host, FlopsOf(plan, dtype, pass_elements)));
   }
   if (!is_prologue) plan = MakePlan(problem, activation, needs, policy);
   Work work(host, FlopsOf(plan, dtype, pass_elements));
@@ -245,16 +244,16 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
   }
   if (needs.bias && !plan.sums_bias) std::memset(tensors.dbias, 0, cols * SizeOf(dtype));
   if (plan.a.zeros_first) {
-    AddZeros(tensors.da,
-             SizeOfGradient(problem->shape_a, policy.compact_a, policy.regions.a_rows) *
-                 SizeOf(dtype),
-             &work);
+    AddZeros(
+        tensors.da,
+        SizeOfGradient(problem->shape_a, policy.compact_a, policy.regions.a_rows) * SizeOf(dtype),
+        &work);
   }
   if (plan.b.zeros_first) {
-    AddZeros(tensors.db,
-             SizeOfGradient(problem->shape_b, policy.compact_b, policy.regions.b_rows) *
-                 SizeOf(dtype),
-             &work);
+    AddZeros(
+        tensors.db,
+        SizeOfGradient(problem->shape_b, policy.compact_b, policy.regions.b_rows) * SizeOf(dtype),
+        &work);
   }
   AddProducts(dtype, plan.a.products, plan.a.alpha, dz, {tensors.b}, tensors.da, &work);
   AddProducts(dtype, plan.b.products, plan.b.alpha, {tensors.a}, dz, tensors.db, &work);

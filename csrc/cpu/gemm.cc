@@ -275,8 +275,8 @@ class BatchedProduct {
   }
 
   // Packs neighbouring strips or panels for a block of k, one behind the other; `offset` is where
-  // the matrix begins. Where the rows of its memory lie across them, they are packed a few rows at a
-  // time: then a row's memory is read once, in order, and not line by line for each of them.
+  // the matrix begins. Where the rows of its memory lie across them, they are packed a few rows at
+  // a time: then a row's memory is read once, in order, and not line by line for each of them.
   void PackPieces(PackLoop pack, const PackingView& view, int64_t offset, const Division& pieces,
                   int64_t begin, int64_t end, int64_t k_begin, int64_t k, int64_t step_bytes,
                   char* scratch, char* to) const {
@@ -547,8 +547,8 @@ BatchedProduct MakeProduct(DType dtype, const Product& product, double alpha, co
 void AddProduct(DType dtype, const Product& product, double alpha, const Factor& a, const Factor& b,
                 void* c, const Epilogue& epilogue, Work* work) {
   if (IsEmpty(product)) return;
-  BatchedProduct::Add(std::make_shared<const BatchedProduct>(MakeProduct(
-                          dtype, product, alpha, a, b, c, epilogue, work->workers())),
+  BatchedProduct::Add(std::make_shared<const BatchedProduct>(
+                          MakeProduct(dtype, product, alpha, a, b, c, epilogue, work->workers())),
                       work);
 }
 

@@ -34,8 +34,8 @@ struct Factor {
   Prologue prologue = {};
 };
 
-// Whether the product's first or second factor, if it has a prologue, can and had better be computed
-// as it is packed than before.
+// Whether the product's first or second factor, if it has a prologue, can and had better be
+// computed as it is packed than before.
 bool ComputesAsItPacks(DType dtype, const Product& product, bool first, const Work& work);
 
 // Adds a simplified product to the work: C = f(alpha A B + bias). Every element of C is written,

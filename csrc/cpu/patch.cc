@@ -38,8 +38,7 @@ PackingView::PackingView(DType dtype, const Factor& factor, const MatrixView& vi
 PackSource PackingView::Patch(int64_t offset, int64_t first, int64_t count, int64_t first_k,
                               int64_t k, int64_t k_left, char* memory, int64_t slack) const {
   if (!needs_patches()) {
-    const char* const data =
-        At(factor_.data, offset + first * stride_ + first_k * k_stride_);
+    const char* const data = At(factor_.data, offset + first * stride_ + first_k * k_stride_);
     return {data, stride_, k_stride_, conjugate_, count, k, k_left};
   }
   const int64_t rows = across_ ? k : count;
@@ -61,8 +60,8 @@ PackSource PackingView::Patch(int64_t offset, int64_t first, int64_t count, int6
   (across_ ? patch.stride : patch.k_stride) = 1;
   if (!factor_.prologue.empty()) {
     const ActivationGradientLoop loop =
-        GetTarget().elementwise->activation_gradient[static_cast<int>(dtype_)][static_cast<int>(
-            factor_.prologue.activation)];
+        GetTarget().elementwise->activation_gradient[static_cast<int>(dtype_)]
+                                                    [static_cast<int>(factor_.prologue.activation)];
     loop({At(factor_.data, offset), At(factor_.prologue.saved, offset), memory, nullptr, rows, cols,
           row_stride, cols, row_places});
     return patch;

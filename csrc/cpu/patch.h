@@ -28,8 +28,8 @@ class PackingView {
 
   // `count` of i from `first` on and `k` of l from `first_k` on, of the matrix that begins `offset`
   // elements behind the factor's first; k_left as in PackSource. If a patch has to be made it is
-  // made in `memory`, with rows of `count` or `k` elements one behind the other, and behind it there
-  // are `slack` elements that may be read.
+  // made in `memory`, with rows of `count` or `k` elements one behind the other, and behind it
+  // there are `slack` elements that may be read.
   PackSource Patch(int64_t offset, int64_t first, int64_t count, int64_t first_k, int64_t k,
                    int64_t k_left, char* memory, int64_t slack) const;
 

@@ -137,10 +137,9 @@ class PolicyInputs {
     for (const RegionAxis* axis : attributes_.indexed) {
       const Tensor& indices = context_->input(input++);
       if (indices.dims() != 1) {
-        return absl::InvalidArgumentError("the indices in `trainable` of `" +
-                                          std::string(axis->operand) +
-                                          "` must be a vector; their shape is " +
-                                          indices.shape().DebugString());
+        return absl::InvalidArgumentError(
+            "the indices in `trainable` of `" + std::string(axis->operand) +
+            "` must be a vector; their shape is " + indices.shape().DebugString());
       }
       RegionPart part{};
       part.axis = axis;
@@ -215,11 +214,11 @@ class FusedMatMulOp : public ForwardOp {
     if (!context->status().ok() || (policy_.sliced.empty() && policy_.indexed.empty())) return;
     // Backward would complain too, but perhaps much later.
     Regions regions;
-    OP_REQUIRES_OK(context, PolicyInputs(policy_, context, has_bias_ ? 3 : 2)
-                                .ReadRegions({true, true, has_bias_, false}, ToShape(a.shape()),
-                                             ToShape(b.shape()),
-                                             has_bias_ ? context->input(2).dim_size(0) : 0,
-                                             &regions));
+    OP_REQUIRES_OK(
+        context,
+        PolicyInputs(policy_, context, has_bias_ ? 3 : 2)
+            .ReadRegions({true, true, has_bias_, false}, ToShape(a.shape()), ToShape(b.shape()),
+                         has_bias_ ? context->input(2).dim_size(0) : 0, &regions));
   }
 
  private:
@@ -371,8 +370,8 @@ class FusedMatMulGradOp : public OpKernel {
         shape = TensorShape({cols});
         data = &tensors.dbias;
       }
-      if (*FindNeed(name, &zeros) && shape.num_elements() * SizeOf(product_.dtype) >=
-                                         kFewestSharedZeros) {
+      if (*FindNeed(name, &zeros) &&
+          shape.num_elements() * SizeOf(product_.dtype) >= kFewestSharedZeros) {
         const Tensor shared = SharedZeros(dy.dtype(), shape);
         if (shared.IsInitialized()) {
           context->set_output(i, shared);

@@ -17,7 +17,10 @@ LIST = np.array([0, 3, 5, 6, 100])
 
 
 def plan(
-    a: tuple[int, ...] = (M, K), b: tuple[int, ...] = (K, N), needed: Any = ("a", "b"), **options: Any
+    a: tuple[int, ...] = (M, K),
+    b: tuple[int, ...] = (K, N),
+    needed: Any = ("a", "b"),
+    **options: Any,
 ) -> dict[str, Any]:
     return _kernels.plan(a, b, needed=list(needed), **options)
 
@@ -25,9 +28,7 @@ def plan(
 def sizes(planned: dict[str, Any]) -> dict[str, list[tuple[int, ...]]]:
     """For each gradient its products' sizes: outputs, terms, m, n in order, k."""
     return {
-        name: [
-            (p["outputs"], p["terms"], *sorted((p["m"], p["n"])), p["k"]) for p in products
-        ]
+        name: [(p["outputs"], p["terms"], *sorted((p["m"], p["n"])), p["k"]) for p in products]
         for name, products in planned["products"].items()
         if name != "forward"
     }
