@@ -28,8 +28,8 @@ class Kept(NamedTuple):
         Those of the call; of the policy its regions alone.
     learning
         The operands that may get a gradient.
-    operands
-        All of them; the shape alone where backward does not read the numbers.
+    factors
+        a and b; the shape alone where backward does not read the numbers.
     saved
         None or one: y or z, as the activation's derivative wants it.
     scales
@@ -42,7 +42,7 @@ class Kept(NamedTuple):
 
     options: MatMulOptions
     learning: Sequence[str]
-    operands: Sequence[tf.Tensor | tf.TensorShape]
+    factors: Sequence[tf.Tensor | tf.TensorShape]
     saved: Sequence[tf.Tensor]
     scales: Mapping[str, tf.Tensor]
     rows: Sequence[tf.Tensor]
@@ -99,10 +99,11 @@ def _recorded_gradient(op: tf.Operation, dy: tf.Tensor, *_: Any) -> list[Any]:
         for index, name in enumerate(OPERANDS[:num_operands])
         if name not in blocked and (skipped is None or index not in skipped)
     ]
+    operands = take(num_operands)
     kept = Kept(
         options,
         learning,
-        operands=take(num_operands),
+        factors=operands[:2],
         saved=op.outputs[1:] if options.saves_preactivation else op.outputs[:1],
         scales=dict(zip(scaled, take(len(scaled)), strict=True)),
         rows=take(num_rows),
@@ -143,7 +144,7 @@ def _gradients(
     if kept.scales:
         # A scale that is known to be 0 needs no kernel.
         results = {
-            name: _zeros(name, dy.dtype, kept)
+            name: _zeros(name, dy, kept)
             for name in needed
             if name in kept.scales and is_known_zero(kept.scales[name])
         }
@@ -171,13 +172,13 @@ def _gradients(
     for name in kept.options.policy.indexed_slices:
         if name in results:
             results[name] = tf.IndexedSlices(
-                results[name], kept.indices[f"{name}_rows"], _sizes(_operand(name, kept))
+                results[name], kept.indices[f"{name}_rows"], _sizes(_factor(name, kept))
             )
     return results
 
 
-def _operand(name: str, kept: Kept) -> tf.Tensor | tf.TensorShape:
-    return kept.operands[OPERANDS.index(name)]
+def _factor(name: str, kept: Kept) -> tf.Tensor | tf.TensorShape:
+    return kept.factors[OPERANDS.index(name)]
 
 
 def _shape(operand: tf.Tensor | tf.TensorShape) -> tf.TensorShape:
@@ -192,19 +193,21 @@ def _sizes(operand: tf.Tensor | tf.TensorShape) -> tf.Tensor:
     return tf.shape(operand, tf.int64)
 
 
-def _zeros(name: str, dtype: tf.DType, kept: Kept) -> tf.Tensor:
-    sizes = _sizes(_operand(name, kept))
+def _zeros(name: str, dy: tf.Tensor, kept: Kept) -> tf.Tensor:
+    if name == "bias":
+        return tf.zeros(_sizes(dy)[-1:], dy.dtype)
+    sizes = _sizes(_factor(name, kept))
     if name in kept.options.policy.indexed_slices:
         selected = tf.shape(kept.indices[f"{name}_rows"], tf.int64)
         sizes = tf.concat([selected, sizes[1:]], axis=0)
-    return tf.zeros(sizes, dtype)
+    return tf.zeros(sizes, dy.dtype)
 
 
 def _run_gradient_op(
     needed: Sequence[str], dy: tf.Tensor, activation: str, kept: Kept
 ) -> list[tf.Tensor]:
     """Run the gradient op with no other inputs than it will read."""
-    a, b = kept.operands[0], kept.operands[1]
+    a, b = kept.factors
     needs_a, needs_b = "a" in needed, "b" in needed
     shape_a: list[tf.Tensor] = []
     shape_b: list[tf.Tensor] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -20,6 +20,8 @@ from stopgrad_op._regions import Columns, Rows
 from stopgrad_op._steering import check_steering, index_tensor, read_scales
 
 _ops = load_ops()
+
+_INDEX = {name: index for index, name in enumerate(OPERANDS)}
 
 Region: TypeAlias = slice | tuple[slice, ...] | Rows | Columns
 
@@ -286,7 +288,7 @@ def _matmul_aside(
     learning: Sequence[str] = OPERANDS[: len(operands)]
     if policy.blocked:
         learning = [name for name in learning if name not in policy.blocked]
-        sources_of_learning = [sources[OPERANDS.index(name)] for name in learning]
+        sources_of_learning = [sources[_INDEX[name]] for name in learning]
     else:
         sources_of_learning = sources
     order = _tensorflow.gradient_order(sources_of_learning)
@@ -296,53 +298,45 @@ def _matmul_aside(
         with _tensorflow.Unrecorded():
             return _run_eager_op(operands, sources, options)[0]
     # Nobody can ask for the gradient of what no tape watches, such as the data in the first layer,
-    # and the other factor need not be kept for it.
-    watched = [_tensorflow.gradient_order((source,)) for source in sources_of_learning]
-    if 0 in watched:
-        learning = [name for name, order in zip(learning, watched, strict=True) if order]
-        sources_of_learning = [sources[OPERANDS.index(name)] for name in learning]
+    # and the other factor need not be kept for it. A bias has no other factor.
+    if len(learning) > 1:
+        for name in learning:
+            if name != "bias" and not _tensorflow.gradient_order((sources[_INDEX[name]],)):
+                learning = [other for other in learning if other != name]
+        if len(learning) < len(sources_of_learning):
+            sources_of_learning = [sources[_INDEX[name]] for name in learning]
+    computed = learning
+    scales: dict[str, Any] = {}
     with _tensorflow.Unrecorded():
-        computed = learning
-        scales: dict[str, Any] = {}
         if policy.scaled:
             scales = dict(zip(policy.scaled, read_scales(policy, steering), strict=True))
             computed = [x for x in learning if not (x in scales and is_known_zero(scales[x]))]
         saved = SAVED[options.activation] if computed else "nothing"
         num_z = 1 if saved == "preactivation" else 0
         # Of each factor the gradient reads the other one. The op returns all values or none.
-        reads = ("b" in computed, "a" in computed, False)
-        num_values = sum(map(operator.is_not, operands, sources)) if num_z or any(reads) else 0
+        reads_a, reads_b = "b" in computed, "a" in computed
+        num_values = 0
+        if reads_a or reads_b or num_z:
+            num_values = sum(map(operator.is_not, operands, sources))
         y, *others = _run_eager_op(operands, sources, options, num_values, num_z)
+        values = iter(others)
+        a, b = (
+            operand if operand is source else next(values, None)
+            for operand, source in zip(operands[:2], sources, strict=False)
+        )
+        rows: Sequence[tf.Tensor] = ()
+        indices: dict[str, tf.Tensor] = {}
+        if steering is not None:
+            rows = () if steering.rows is None else (steering.rows,)
+            indices = dict(zip(policy.indexed, map(index_tensor, steering.indices), strict=True))
         kept = Kept(
             options,
             learning,
-            operands=_read_by_backward(operands, sources, reads, iter(others)),
-            saved=others[-1:] if num_z else [y] if saved == "output" else [],
-            scales={
-                name: _eager_scale(scale) if isinstance(scale, float) else scale
-                for name, scale in scales.items()
-                if name in learning
-            }
-            if scales
-            else {},
-            rows=[] if steering is None or steering.rows is None else [steering.rows],
-            indices={}
-            if steering is None
-            else dict(zip(policy.indexed, map(index_tensor, steering.indices), strict=True)),
+            (a if reads_a else operands[0].shape, b if reads_b else operands[1].shape),
+            others[-1:] if num_z else [y] if saved == "output" else [],
+            {x: _eager_scale(scales[x]) for x in learning if x in scales} if scales else {},
+            rows,
+            indices,
         )
     _tensorflow.record_gradient(ASIDE_GRADIENT, sources_of_learning, kept, y)
     return y
-
-
-def _read_by_backward(
-    operands: Sequence[tf.Tensor | tf.Variable],
-    sources: Sequence[tf.Tensor],
-    reads: Sequence[bool],
-    values: Iterator[tf.Tensor],
-) -> list[tf.Tensor | tf.TensorShape]:
-    """Return each operand if backward `reads` it, and otherwise its shape alone."""
-    kept = []
-    for operand, source, is_read in zip(operands, sources, reads, strict=False):
-        value = operand if operand is source else next(values, None)
-        kept.append(value if is_read else operand.shape)
-    return kept

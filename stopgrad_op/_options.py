@@ -327,7 +327,7 @@ def resolve_options(
     except TypeError:  # a wrong option, or one that is not hashable: a list in a list
         options = _resolve.__wrapped__(*key)
     policy = options.policy
-    if not (gradient_rows is not None or regions or None in policy.scales):
+    if gradient_rows is None and not regions and None not in policy.scales:
         return options, None
     scales = (
         gradient_scale[name] if isinstance(gradient_scale, Mapping) else gradient_scale

@@ -283,6 +283,20 @@ def test_large_compact_result_of_gathered_rows(rng: np.random.Generator) -> None
     reference.assert_close(result, due, "float64")
 
 
+@every_dtype
+@pytest.mark.parametrize("needed", [("a",), ("b",), ("a", "b", "bias")], ids=str)
+@pytest.mark.parametrize("batch_b", [(7,), ()], ids=["batches", "batch and matrix"])
+def test_matrices_of_a_batch_without_an_active_row(
+    rng: np.random.Generator, dtype: str, needed: tuple[str, ...], batch_b: tuple[int, ...]
+) -> None:
+    """Each of the others has rows of its own; with seven of them each thread takes a matrix."""
+    problem = reference.random_problem(rng, (7, 60, 64), (*batch_b, 64, 60), dtype)
+    rows = rng.random((7, 60)) < 0.4
+    rows[[1, 4, 6]] = False
+    for threads in (1, 3, 8):
+        check(rng, problem, dtype, rows, {}, needed, threads=threads)
+
+
 def test_gradient_of_z_is_that_of_all_rows(rng: np.random.Generator) -> None:
     problem = reference.random_problem(rng, (9, 5), (5, 4), "float64", activation="elu")
     check(rng, problem, "float64", np.arange(9) % 2, {}, ("a", "b", "bias", "z"))
