@@ -319,11 +319,11 @@ def _matmul_aside(
         if reads_a or reads_b or num_z:
             num_values = sum(map(operator.is_not, operands, sources))
         y, *others = _run_eager_op(operands, sources, options, num_values, num_z)
-        values = iter(others)
-        a, b = (
-            operand if operand is source else next(values, None)
-            for operand, source in zip(operands[:2], sources, strict=False)
-        )
+        a, b = operands[0], operands[1]
+        if num_values:
+            values = iter(others)
+            a = a if a is sources[0] else next(values)
+            b = b if b is sources[1] else next(values)
         rows: Sequence[tf.Tensor] = ()
         indices: dict[str, tf.Tensor] = {}
         if steering is not None:
@@ -332,7 +332,7 @@ def _matmul_aside(
         kept = Kept(
             options,
             learning,
-            (a if reads_a else operands[0].shape, b if reads_b else operands[1].shape),
+            (a if reads_a else a.shape, b if reads_b else b.shape),
             others[-1:] if num_z else [y] if saved == "output" else [],
             {x: _eager_scale(scales[x]) for x in learning if x in scales} if scales else {},
             rows,
