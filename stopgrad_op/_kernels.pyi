@@ -25,6 +25,8 @@ class _Plan(TypedDict):
     pass_over_dy: bool
     writes_dz: bool
     sums_bias: bool
+    masks_dz: bool
+    zero_rows_last: bool
     pass_rows: list[int] | None
     products: dict[str, list[_Product]]
 

@@ -109,16 +109,13 @@ class Planner {
     gradient->zeros_first = !gradient->runs() || !region.covers();
   }
 
-  // Whether a product on the active rows alone costs less than one on all, which needs dZ written,
-  // with zeros. `flops` are those of the latter, `elements` what is gathered and scattered a row.
-  bool GatheringPays(int64_t flops, int64_t elements, int64_t num_products,
-                     bool writes_dz_anyway) const {
-    const double rows = std::max<int64_t>(1, policy_.rows.total);
+  // Whether a product on the active rows alone costs less than one on all. `flops` are those of the
+  // latter, `elements` what is gathered and scattered a row.
+  bool GatheringPays(int64_t flops, int64_t elements, int64_t num_products) const {
     const double active = policy_.rows.active.size();
-    const double zeros = writes_dz_anyway ? 0 : rows * problem_.n * kFlopsPerGatheredElement;
-    return active / rows * flops + active * elements * kFlopsPerGatheredElement +
+    return active / policy_.rows.total * flops + active * elements * kFlopsPerGatheredElement +
                num_products * kFlopsPerProduct <
-           flops + zeros;
+           flops;
   }
 
   // Whether a batch dimension of a gradient's product keeps the active rows of its matrices apart:
@@ -229,6 +226,13 @@ class Planner {
   GradientPlan& plan_;
 };
 
+// 1 for the active rows, 0 for the others.
+std::vector<double> MaskOf(const RowWeights& rows) {
+  std::vector<double> mask(rows.total, 0);
+  for (int64_t row : rows.active) mask[row] = 1;
+  return mask;
+}
+
 bool Sums(const Product& product) {
   return std::any_of(product.batch.begin(), product.batch.end(),
                      [](const BatchDim& dim) { return dim.extent > 1 && dim.sums(); });
@@ -247,7 +251,8 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
   const bool runs_b = needs.b && !zeros.b;
   const bool is_weighted = !rows.weights.empty();
   const bool is_linear = activation == Activation::kLinear;
-  bool masks = false;  // a product runs on all rows, where dZ has zeros
+  bool masks = false;  // a product runs on all rows
+  bool needs_masked_dz = false;
   bool compacts = false;
   plan.a.alpha = policy.scales.a;
   plan.b.alpha = policy.scales.b;
@@ -281,14 +286,26 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
     for (Operand& operand : operands) {
       const Product& product = operand.product;
       // Where `a` is shared by matrices of a batch, its gradient sums over them, row by row.
-      operand.gathers = has_zeros && !(operand.of_a && Sums(product)) &&
+      const bool is_sum = operand.of_a && Sums(product);
+      operand.gathers = has_zeros && !is_sum &&
                         planner.GatheringPays(product.Flops(false), p.n + p.k,
-                                              Planner::CountSeparate(product, operand.of_a),
-                                              is_weighted || !is_linear);
-      masks = masks || (has_zeros && !operand.gathers);
+                                              Planner::CountSeparate(product, operand.of_a));
+      if (!has_zeros || operand.gathers) continue;
+      masks = true;
+      // dZ need not be written for that where rows of the result can be left to the end, or rows of
+      // dZ are what is summed over: those are packed row by row.
+      if (operand.of_a) {
+        operand.gradient->zero_rows_last =
+            !is_sum && p.layout_a == Layout::kNormal && !policy.compact_a && p.batch_a == p.batch;
+        needs_masked_dz = needs_masked_dz || !operand.gradient->zero_rows_last;
+      } else {
+        operand.gradient->masks_dz = true;
+      }
     }
-    const bool written = is_weighted || masks || (!is_linear && !fuses_activation);
+    const bool written = is_weighted || needs_masked_dz || (!is_linear && !fuses_activation);
     compacts = written && has_zeros && !masks;
+    if (written) plan.a.zero_rows_last = plan.b.masks_dz = false;
+    if (plan.b.masks_dz) plan.mask = MaskOf(rows);
     for (const Operand& operand : operands) {
       if (operand.gathers) {
         planner.AddGathered(operand.product, operand.of_a, operand.region, compacts,
@@ -303,13 +320,13 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
   plan.writes_dz = plan.writes_dz || needs.z;
   plan.pass_over_dy = plan.writes_dz || plan.sums_bias;
   if (!plan.pass_over_dy || !rows.given) return plan;
-  if (has_zeros && !masks) {
+  if (has_zeros && !(masks && plan.writes_dz)) {
     plan.pass_rows = &plan.lists.emplace_back(rows.active);
     plan.pass_weights = rows.weights;
   } else if (has_zeros) {
-    plan.pass_weights.assign(rows.total, 0);
-    for (size_t i = 0; i < rows.active.size(); ++i) {
-      plan.pass_weights[rows.active[i]] = is_weighted ? rows.weights[i] : 1;
+    plan.pass_weights = MaskOf(rows);
+    for (size_t i = 0; i < rows.weights.size(); ++i) {
+      plan.pass_weights[rows.active[i]] = rows.weights[i];
     }
   } else {
     plan.pass_weights = rows.weights;

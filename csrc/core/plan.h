@@ -53,6 +53,8 @@ struct GradientProducts {
   std::vector<Product> products;
   double alpha = 1;
   bool zeros_first = false;
+  bool masks_dz = false;        // reads rows of dZ whose weight is 0 as zeros
+  bool zero_rows_last = false;  // the result's rows are Y's, and those of weight 0 get zeros
 
   bool runs() const { return !products.empty(); }
   int64_t Flops(bool is_complex) const;
@@ -67,6 +69,7 @@ struct GradientPlan {
   // The rows that the pass reads, and writes one behind the other. nullptr: all.
   const std::vector<int64_t>* pass_rows = nullptr;
   std::vector<double> pass_weights;  // of these rows; empty where all are 1
+  std::vector<double> mask;          // of all rows, 0 or 1, where a product masks dZ
   GradientProducts a;
   GradientProducts b;
 
@@ -79,7 +82,8 @@ struct GradientPlan {
 
 // `problem` may be null where neither dA nor dB is needed. Work that a scale of 0, rows of weight 0
 // or a region makes superfluous is left out. Rows of weight 0 are left out of a product where that
-// saves more than gathering the others costs; elsewhere the pass writes zeros for them.
+// saves more than gathering the others costs. Elsewhere all rows are multiplied: those of dZ are
+// zeros, written by the pass or read as such, or those of the result become zeros in the end.
 // With `fuses_activation`, dZ is not written only because of the activation: a product computes it
 // from dY as it reads it.
 // `z` goes with no row weights.

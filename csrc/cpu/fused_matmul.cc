@@ -160,6 +160,21 @@ void AddZeros(void* data, int64_t bytes, Work* work) {
   });
 }
 
+// Zeros for the rows whose weight is 0, of a matrix that has a row for each of Y's.
+void AddZeroRows(void* data, int64_t row_bytes, const RowWeights& rows, Work* work) {
+  work->AddRanges(rows.total, std::max<int64_t>(1, kMinElementsPerTask * 8 / (row_bytes + 1)),
+                  [data, row_bytes, &rows](int64_t begin, int64_t end) {
+                    auto active = std::lower_bound(rows.active.begin(), rows.active.end(), begin);
+                    for (int64_t row = begin; row < end; ++row) {
+                      if (active != rows.active.end() && *active == row) {
+                        ++active;
+                      } else {
+                        std::memset(static_cast<char*>(data) + row * row_bytes, 0, row_bytes);
+                      }
+                    }
+                  });
+}
+
 // Elements of the gradient of an operand that is stored with this shape.
 int64_t SizeOfGradient(const Shape& shape, bool is_compact, const Selection& rows) {
   if (!is_compact) return NumElements(shape);
@@ -256,6 +271,10 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
         &work);
   }
   AddProducts(dtype, plan.a.products, plan.a.alpha, dz, {tensors.b}, tensors.da, &work);
+  if (plan.a.zero_rows_last) {
+    AddZeroRows(tensors.da, problem->k * SizeOf(dtype), policy.rows, &work);
+  }
+  if (plan.b.masks_dz) dz.prologue.weights = plan.mask.data();
   AddProducts(dtype, plan.b.products, plan.b.alpha, {tensors.a}, dz, tensors.db, &work);
   const Status status = work.Run();
   if (!status.ok()) return status;

@@ -50,7 +50,7 @@ Factor From(const Factor& factor, const MatrixView& view, int64_t element_size) 
   const int64_t bytes = view.offset * element_size;
   Factor from = factor;
   from.data = At(factor.data, bytes);
-  if (!from.prologue.empty()) from.prologue.saved = At(factor.prologue.saved, bytes);
+  if (factor.prologue.saved != nullptr) from.prologue.saved = At(factor.prologue.saved, bytes);
   return from;
 }
 

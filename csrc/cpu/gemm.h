@@ -10,13 +10,15 @@
 
 namespace stopgrad::cpu {
 
-// A factor that is not there as such: dZ = dY f'(saved), where the factor's pointer is dY's and
-// `saved` lies as dY does. Its elements are computed as they are packed.
+// A factor that is not there as such, in the place of dY: dZ = w dY f'(saved), where `saved` lies
+// as dY does, and w are the weights of dY's rows in memory, 0 or 1. Its elements are computed as
+// they are packed.
 struct Prologue {
   Activation activation = Activation::kLinear;
-  const void* saved = nullptr;
+  const void* saved = nullptr;      // null where the activation is linear
+  const double* weights = nullptr;  // null where all are 1
 
-  bool empty() const { return saved == nullptr; }
+  bool empty() const { return saved == nullptr && weights == nullptr; }
 };
 
 // What happens to the product on its way out: z = alpha A B + bias, y = f(z). `bias` has an element

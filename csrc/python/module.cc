@@ -365,6 +365,8 @@ py::dict Plan(const Shape& a, const Shape& b, const std::string& layout_a,
   result["pass_over_dy"] = plan.pass_over_dy;
   result["writes_dz"] = plan.writes_dz;
   result["sums_bias"] = plan.sums_bias;
+  result["masks_dz"] = plan.b.masks_dz;
+  result["zero_rows_last"] = plan.a.zero_rows_last;
   result["pass_rows"] = plan.pass_rows == nullptr ? py::none() : py::cast(*plan.pass_rows);
   py::dict products;
   products["forward"] = Describe({ForwardProduct(problem)}, 1);
