@@ -23,13 +23,12 @@ double* FindScale(std::string_view name, GradientScales* scales) {
 GradientNeeds FindZeros(const GradientPolicy& policy) {
   const bool no_row = policy.rows.given && policy.rows.active.empty();
   const Regions& r = policy.regions;
-  // Of a selection that is not all, the count does not depend on the extent.
   const auto is_zero = [&](double scale, const Selection& selection) {
-    return no_row || scale == 0 || selection.Count(1) == 0;
+    return no_row || scale == 0 || selection.none();
   };
   GradientNeeds zeros;
-  zeros.a = is_zero(policy.scales.a, r.a_rows) || r.a_columns.Count(1) == 0;
-  zeros.b = is_zero(policy.scales.b, r.b_rows) || r.b_columns.Count(1) == 0;
+  zeros.a = is_zero(policy.scales.a, r.a_rows) || r.a_columns.none();
+  zeros.b = is_zero(policy.scales.b, r.b_rows) || r.b_columns.none();
   zeros.bias = is_zero(policy.scales.bias, r.bias);
   return zeros;
 }
@@ -76,12 +75,14 @@ class Planner {
   // Restricts rows (or columns) of a view to those selected.
   void Restrict(const Selection& selection, int64_t stride, int64_t* offset,
                 const int64_t** places) {
-    if (selection.kind == Selection::Kind::kRun) *offset += selection.begin * stride;
-    if (selection.kind == Selection::Kind::kList) {
-      std::vector<int64_t>& list = plan_.lists.emplace_back(selection.list);
-      for (int64_t& place : list) place *= stride;
-      *places = list.data();
+    if (selection.all()) return;
+    if (selection.kind == Selection::Kind::kRun && selection.step == 1) {
+      *offset += selection.begin * stride;
+      return;
     }
+    std::vector<int64_t>& list = plan_.lists.emplace_back(selection.Count(0));
+    for (size_t i = 0; i < list.size(); ++i) list[i] = selection.At(i) * stride;
+    *places = list.data();
   }
 
   // The result's rows are those of the first factor, its columns those of the second.
@@ -102,6 +103,8 @@ class Planner {
 
   // All rows of Y.
   void AddWhole(Product product, const OperandRegion& region, GradientProducts* gradient) {
+    // Of an empty product a region may have any number of rows, which nobody needs a list of.
+    if (product.Flops(false) == 0) return;
     RestrictRows(region, &product);
     RestrictColumns(region, &product);
     product = Simplify(std::move(product));
@@ -159,7 +162,7 @@ class Planner {
         offset += position * (of_a ? dim.b_stride : dim.c_stride);
       }
       if (of_a && !region.rows.all()) {
-        const int64_t selected = PositionIn(region.rows, in_matrix);
+        const int64_t selected = region.rows.PositionOf(in_matrix);
         if (selected < 0) continue;
         if (region.compact && !region.stored_rows_are_cols) in_matrix = selected;
       }
@@ -171,13 +174,16 @@ class Planner {
       rows.other->push_back(other + in_matrix * other_stride);
     }
     gradient->zeros_first = of_a || !region.covers();
+    Product whole = product;
+    whole.batch.clear();
+    if (!of_a) RestrictRows(region, &whole);
+    RestrictColumns(region, &whole);
     for (const Rows& rows : groups) {
       if (rows.dz == nullptr) {
         gradient->zeros_first = true;
         continue;
       }
-      Product part = product;
-      part.batch.clear();
+      Product part = whole;
       if (of_a) {
         part.m = rows.dz->size();
         Place(*rows.dz, part.a.row_stride, &part.a.offset, &part.a.rows);
@@ -188,27 +194,13 @@ class Planner {
         Place(*rows.other, part.a.col_stride, &part.a.offset, &part.a.cols);
         Place(*rows.dz, part.b.row_stride, &part.b.offset, &part.b.rows);
         part.c.offset += rows.offset;
-        RestrictRows(region, &part);
       }
-      RestrictColumns(region, &part);
       if (part.Flops(false) > 0) gradient->products.push_back(part);
     }
     gradient->zeros_first = gradient->zeros_first || !gradient->runs();
   }
 
  private:
-  // Which of the selected ones that is; -1 if it is not selected.
-  static int64_t PositionIn(const Selection& selection, int64_t index) {
-    if (selection.all()) return index;
-    if (selection.kind == Selection::Kind::kRun) {
-      const int64_t position = index - selection.begin;
-      return position >= 0 && position < selection.count ? position : -1;
-    }
-    const auto found = std::lower_bound(selection.list.begin(), selection.list.end(), index);
-    if (found == selection.list.end() || *found != index) return -1;
-    return found - selection.list.begin();
-  }
-
   // Rows at these places, which are no list where they lie one behind the other.
   static void Place(const std::vector<int64_t>& places, int64_t stride, int64_t* offset,
                     const int64_t** list) {

@@ -1,5 +1,6 @@
 #include "core/selection.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -44,18 +45,11 @@ Status SelectSlice(const RegionAxis& axis, const Slice& slice, int64_t extent,
                            std::to_string(begin) + " to " + std::to_string(end) +
                            "; due is a begin that is not behind the end");
   }
-  if (slice.step == 1 || end - begin <= 1) {
-    if (begin == 0 && end == extent) return Status();
-    selection->kind = Selection::Kind::kRun;
-    selection->begin = begin;
-    selection->count = end - begin;
-    return Status();
-  }
-  selection->kind = Selection::Kind::kList;
-  for (int64_t i = begin; i < end; i += slice.step) {
-    selection->list.push_back(i);
-    if (slice.step >= end - i) break;  // i + step might not be a number any more
-  }
+  if (begin == 0 && end == extent && slice.step == 1) return Status();
+  selection->kind = Selection::Kind::kRun;
+  selection->begin = begin;
+  selection->count = begin == end ? 0 : (end - begin - 1) / slice.step + 1;
+  selection->step = selection->count > 1 ? slice.step : 1;
   return Status();
 }
 
@@ -91,6 +85,16 @@ Status SelectIndices(const RegionPart& part, int64_t extent, Selection* selectio
 
 }  // namespace
 
+int64_t Selection::PositionOf(int64_t index) const {
+  if (all()) return index;
+  if (kind == Kind::kRun) {
+    const int64_t position = (index - begin) / step;
+    return index >= begin && position < count && At(position) == index ? position : -1;
+  }
+  const auto found = std::lower_bound(list.begin(), list.end(), index);
+  return found == list.end() || *found != index ? -1 : found - list.begin();
+}
+
 Status Select(const RegionPart& part, int64_t extent, Regions* regions) {
   Selection& selection = regions->*part.axis->selection;
   selection = Selection();
@@ -98,8 +102,7 @@ Status Select(const RegionPart& part, int64_t extent, Regions* regions) {
                        : SelectSlice(*part.axis, part.slice, extent, &selection);
 }
 
-Status MakeRowWeights(const std::vector<double>& values, const Shape& shape, const Shape& y,
-                      RowWeights* rows) {
+Status CheckRows(const Shape& shape, const Shape& y) {
   const size_t rank = y.size() - 1;
   bool fits = shape.size() <= rank;
   for (size_t i = 0; fits && i < shape.size(); ++i) {
@@ -111,6 +114,14 @@ Status MakeRowWeights(const std::vector<double>& values, const Shape& shape, con
                            ToString(Shape(y.begin(), y.end() - 1)) + "; its shape is " +
                            ToString(shape));
   }
+  return Status();
+}
+
+Status MakeRowWeights(const std::vector<double>& values, const Shape& shape, const Shape& y,
+                      RowWeights* rows) {
+  if (Status status = CheckRows(shape, y); !status.ok()) return status;
+  if (NumElements(y) == 0) return Status();
+  const size_t rank = y.size() - 1;
   // How far a step along each dimension of Y's rows goes in `values`.
   std::vector<int64_t> strides(rank, 0);
   int64_t stride = 1;
@@ -124,28 +135,40 @@ Status MakeRowWeights(const std::vector<double>& values, const Shape& shape, con
   }
   rows->given = true;
   rows->total = total;
-  std::vector<int64_t> position(rank, 0);
-  int64_t at = 0;
+  rows->active.reserve(total);
   bool all_are_1 = true;
-  for (int64_t row = 0; row < total; ++row) {
-    const double weight = values[at];
-    if (std::isnan(weight)) {
-      return InvalidArgument("`gradient_rows` is NaN at row " + std::to_string(row) +
-                             " of the result; due are numbers");
+  const int64_t per_matrix = y[rank - 1];
+  // Calls visit(row, weight) for the rows in order, those of a matrix in a loop of their own.
+  const auto for_each_row = [&](auto visit) {
+    std::vector<int64_t> position(rank, 0);
+    int64_t at = 0;
+    for (int64_t first = 0; first < total; first += per_matrix) {
+      const double* const weights = values.data() + at;
+      for (int64_t i = 0; i < per_matrix; ++i) visit(first + i, weights[i * strides[rank - 1]]);
+      for (size_t i = rank - 1; i-- > 0;) {
+        at += strides[i];
+        if (++position[i] < y[i]) break;
+        at -= strides[i] * y[i];
+        position[i] = 0;
+      }
     }
-    if (weight != 0) {
-      rows->active.push_back(row);
-      rows->weights.push_back(weight);
-      all_are_1 = all_are_1 && weight == 1;
-    }
-    for (size_t i = rank; i-- > 0;) {
-      at += strides[i];
-      if (++position[i] < y[i]) break;
-      at -= strides[i] * y[i];
-      position[i] = 0;
-    }
+  };
+  int64_t not_a_number = -1;
+  for_each_row([&](int64_t row, double weight) {
+    if (weight == 0) return;
+    if (std::isnan(weight)) not_a_number = row;
+    rows->active.push_back(row);
+    all_are_1 = all_are_1 && weight == 1;
+  });
+  if (not_a_number >= 0) {
+    return InvalidArgument("`gradient_rows` is NaN at row " + std::to_string(not_a_number) +
+                           " of the result; due are numbers");
   }
-  if (all_are_1) rows->weights.clear();
+  if (all_are_1) return Status();
+  rows->weights.reserve(rows->active.size());
+  for_each_row([&](int64_t, double weight) {
+    if (weight != 0) rows->weights.push_back(weight);
+  });
   return Status();
 }
 

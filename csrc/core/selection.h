@@ -13,22 +13,26 @@
 
 namespace stopgrad {
 
-// Which rows or columns of a matrix: all of them, a run, or those of a list.
+// Which rows or columns of a matrix: all of them, a run, perhaps with steps, or those of a list.
 struct Selection {
   enum class Kind { kAll, kRun, kList };
 
   Kind kind = Kind::kAll;
   int64_t begin = 0;  // of a run
   int64_t count = 0;
+  int64_t step = 1;
   std::vector<int64_t> list;  // strictly ascending
 
   bool all() const { return kind == Kind::kAll; }
+  bool none() const { return Count(1) == 0; }
   int64_t Count(int64_t extent) const {
     return kind == Kind::kAll ? extent : kind == Kind::kRun ? count : int64_t(list.size());
   }
   int64_t At(int64_t i) const {
-    return kind == Kind::kAll ? i : kind == Kind::kRun ? begin + i : list[i];
+    return kind == Kind::kAll ? i : kind == Kind::kRun ? begin + i * step : list[i];
   }
+  // Which of the selected ones that is; -1 if it is not selected.
+  int64_t PositionOf(int64_t index) const;
 };
 
 // The trainable regions of a call's operands, as they are stored. What is outside gets zeros.
@@ -42,15 +46,28 @@ struct Regions {
 
 // Their names and places, in the order in which they stand in a message.
 struct RegionAxis {
+  enum class Of { kA, kB, kBias };
+
   const char* name;
   const char* operand;
-  const char* unit;
+  const char* unit;  // in messages
+  Of of;
+  bool is_rows;
   Selection Regions::* selection;
+
+  // Of the operands as they are stored.
+  int64_t Extent(const Shape& a, const Shape& b, int64_t bias) const {
+    if (of == Of::kBias) return bias;
+    const Shape& shape = of == Of::kA ? a : b;
+    return shape[shape.size() - (is_rows ? 2 : 1)];
+  }
 };
 inline constexpr RegionAxis kRegionAxes[] = {
-    {"a_rows", "a", "row", &Regions::a_rows},    {"a_columns", "a", "column", &Regions::a_columns},
-    {"b_rows", "b", "row", &Regions::b_rows},    {"b_columns", "b", "column", &Regions::b_columns},
-    {"bias", "bias", "element", &Regions::bias},
+    {"a_rows", "a", "row", RegionAxis::Of::kA, true, &Regions::a_rows},
+    {"a_columns", "a", "column", RegionAxis::Of::kA, false, &Regions::a_columns},
+    {"b_rows", "b", "row", RegionAxis::Of::kB, true, &Regions::b_rows},
+    {"b_columns", "b", "column", RegionAxis::Of::kB, false, &Regions::b_columns},
+    {"bias", "bias", "element", RegionAxis::Of::kBias, false, &Regions::bias},
 };
 // nullptr if there is none of that name.
 STOPGRAD_EXPORT const RegionAxis* FindRegionAxis(std::string_view name);
@@ -86,8 +103,11 @@ struct RowWeights {
   std::vector<double> weights;  // of these rows; empty where all are 1
 };
 
+// InvalidArgument if that shape does not broadcast to the rows of Y.
+STOPGRAD_EXPORT Status CheckRows(const Shape& shape, const Shape& y);
+
 // Broadcasts `values` of `shape` to the rows of Y. InvalidArgument if they do not broadcast, or
-// where there is a NaN.
+// where there is a NaN. Nothing is given for a Y without elements, whose rows may be very many.
 STOPGRAD_EXPORT Status MakeRowWeights(const std::vector<double>& values, const Shape& shape,
                                       const Shape& y, RowWeights* rows);
 

@@ -175,6 +175,8 @@ class BatchedProduct {
   int64_t slice_bytes() const { return p_.m * sizes_.parts * range_width() * sizes_.real; }
   int64_t strip_step_bytes() const { return kernels_.strip_width * kernels_.element_size; }
   int64_t panel_step_bytes() const { return kernels_.panel_width * kernels_.element_size; }
+  // Strip or panel; which of them is wider depends on the instruction set.
+  int64_t widest_piece() const { return std::max(kernels_.strip_width, kernels_.panel_width); }
   int64_t panels_per_job() const { return b_.across() ? kPanelsAtATime : 1; }
 
   // Jobs a stage: packing, tiles, and adding the slices, by turns.
@@ -226,8 +228,8 @@ class BatchedProduct {
     if (a_.needs_patches() || b_.needs_patches()) {
       const int64_t across = std::max(kPanelsAtATime * kernels_.panel_width,
                                       blocking_.strips_per_tile * blocking_.strips.size);
-      const int64_t patch = std::max(kRowsAtATime * across, block * kernels_.panel_width);
-      patch_bytes_ = Aligned((patch + kernels_.panel_width) * sizes_.storage);
+      const int64_t patch = std::max(kRowsAtATime * across, block * widest_piece());
+      patch_bytes_ = Aligned((patch + widest_piece()) * sizes_.storage);
     }
     matrices_bytes_ = (whole_matrices_ ? workers : 1) * (packed_bytes_ + sums_bytes_);
     scratch_bytes_ = matrices_bytes_ + workers * own_bytes();
@@ -290,7 +292,7 @@ class BatchedProduct {
         const int64_t count = std::min(pieces.extent, pieces.Begin(last)) - pieces.Begin(first);
         const PackSource patch =
             view.Patch(offset, pieces.Begin(first), count, k_begin + l, std::min(rows, k - l),
-                       p_.k - k_begin - l, memory, kernels_.panel_width);
+                       p_.k - k_begin - l, memory, widest_piece());
         for (int64_t piece = first; piece < last; ++piece) {
           PackSource part = patch;
           part.data = At(patch.data, (pieces.Begin(piece) - pieces.Begin(first)) * patch.stride *

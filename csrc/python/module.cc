@@ -231,13 +231,8 @@ Regions ParseRegions(const py::dict& parts, GradientNeeds needs, const Shape& a,
       throw py::value_error("`regions` has \"" + name +
                             "\"; due are a_rows, a_columns, b_rows, b_columns and bias");
     }
-    const std::string operand = part.axis->operand;
-    if (!*FindNeed(operand, &needs)) continue;
-    const Shape& shape = operand == "a" ? a : b;
-    const int64_t extent =
-        operand == "bias"
-            ? bias
-            : shape.at(shape.size() - (std::string(part.axis->unit) == "row" ? 2 : 1));
+    if (!*FindNeed(part.axis->operand, &needs)) continue;
+    const int64_t extent = part.axis->Extent(a, b, bias);
     py::array_t<int64_t, py::array::c_style> indices;
     if (py::isinstance<py::tuple>(value)) {
       const auto [begin, end, step] =

@@ -12,8 +12,8 @@
 #include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/core/framework/tensor.h"
 #include "tensorflow/core/framework/tensor_util.h"
-#include "tensorflow/core/platform/mutex.h"
 #include "tensorflow/op_attributes.h"
+#include "tensorflow/zeros.h"
 
 namespace stopgrad::tensorflow_ops {
 
@@ -72,19 +72,20 @@ absl::Status ReadShape(const char* name, const Tensor& tensor, Shape* shape) {
   return absl::OkStatus();
 }
 
-// Where the extent of a region's axis stands, in the shapes of the operands.
-int64_t ExtentOf(const RegionAxis& axis, const Shape& a, const Shape& b, int64_t bias) {
-  const std::string_view operand = axis.operand;
-  if (operand == "bias") return bias;
-  const Shape& shape = operand == "a" ? a : b;
-  return shape[shape.size() - (std::string_view(axis.unit) == "row" ? 2 : 1)];
-}
-
 // The tensors that restrict gradients, behind an op's other inputs.
 class PolicyInputs {
  public:
   PolicyInputs(const PolicyAttributes& attributes, OpKernelContext* context, int first_input)
       : attributes_(attributes), context_(context), first_(first_input) {}
+
+  // What can be said of their shapes, without reading them.
+  absl::Status CheckShapes(const Shape& y) const {
+    GradientScales scales;
+    if (auto s = ReadScales(&scales); !s.ok()) return s;
+    if (!attributes_.has_rows) return absl::OkStatus();
+    const Tensor& rows = context_->input(first_ + attributes_.scaled.size());
+    return ToAbsl(CheckRows(ToShape(rows.shape()), y));
+  }
 
   absl::Status ReadScales(GradientScales* scales) const {
     for (size_t i = 0; i < attributes_.scaled.size(); ++i) {
@@ -128,7 +129,7 @@ class PolicyInputs {
     const auto add = [&](const RegionPart& part) -> absl::Status {
       GradientNeeds needs = needed;
       if (!*FindNeed(part.axis->operand, &needs)) return absl::OkStatus();
-      return ToAbsl(Select(part, ExtentOf(*part.axis, a, b, bias), regions));
+      return ToAbsl(Select(part, part.axis->Extent(a, b, bias), regions));
     };
     for (const RegionPart& part : attributes_.sliced) {
       if (auto s = add(part); !s.ok()) return s;
@@ -211,14 +212,15 @@ class FusedMatMulOp : public ForwardOp {
   void Compute(OpKernelContext* context) override {
     const Tensor &a = context->input(0), &b = context->input(1);
     Run(context, a, b, has_bias_ ? &context->input(2) : nullptr);
-    if (!context->status().ok() || (policy_.sliced.empty() && policy_.indexed.empty())) return;
+    if (!context->status().ok() || policy_.empty()) return;
     // Backward would complain too, but perhaps much later.
+    const PolicyInputs inputs(policy_, context, has_bias_ ? 3 : 2);
+    OP_REQUIRES_OK(context, inputs.CheckShapes(ToShape(context->mutable_output(0)->shape())));
     Regions regions;
     OP_REQUIRES_OK(
         context,
-        PolicyInputs(policy_, context, has_bias_ ? 3 : 2)
-            .ReadRegions({true, true, has_bias_, false}, ToShape(a.shape()), ToShape(b.shape()),
-                         has_bias_ ? context->input(2).dim_size(0) : 0, &regions));
+        inputs.ReadRegions({true, true, has_bias_, false}, ToShape(a.shape()), ToShape(b.shape()),
+                           has_bias_ ? context->input(2).dim_size(0) : 0, &regions));
   }
 
  private:
@@ -277,26 +279,6 @@ class FusedMatMulEagerOp : public ForwardOp {
   tensorflow::DataType dtype_ = tensorflow::DT_INVALID;
   bool has_values_ = false;
 };
-
-// Zeros for gradients that are nothing else. To write them would cost a few hundredths of a layer's
-// forward pass, and memory for each layer; so all of them are views of one buffer, which nobody
-// writes to: TensorFlow updates a tensor in place only where nobody else holds its memory.
-Tensor SharedZeros(tensorflow::DataType dtype, const TensorShape& shape) {
-  static tensorflow::mutex mutex(tensorflow::LINKER_INITIALIZED);
-  static Tensor* const buffer = new Tensor();
-  const int64_t bytes = shape.num_elements() * tensorflow::DataTypeSize(dtype);
-  tensorflow::mutex_lock lock(mutex);
-  if (buffer->dtype() != tensorflow::DT_INT8 || buffer->NumElements() < bytes) {
-    Tensor larger(tensorflow::DT_INT8, TensorShape({bytes}));
-    if (!larger.IsInitialized()) return Tensor();  // no memory
-    std::memset(larger.data(), 0, bytes);
-    *buffer = larger;
-  }
-  Tensor zeros;
-  const absl::Status status = zeros.BitcastFrom(buffer->Slice(0, bytes), dtype, shape);
-  return status.ok() ? zeros : Tensor();
-}
-constexpr int64_t kFewestSharedZeros = 64 << 10;  // bytes; fewer are written faster than shared
 
 class FusedMatMulGradOp : public OpKernel {
  public:
@@ -370,11 +352,9 @@ class FusedMatMulGradOp : public OpKernel {
         shape = TensorShape({cols});
         data = &tensors.dbias;
       }
-      if (*FindNeed(name, &zeros) &&
-          shape.num_elements() * SizeOf(product_.dtype) >= kFewestSharedZeros) {
-        const Tensor shared = SharedZeros(dy.dtype(), shape);
-        if (shared.IsInitialized()) {
-          context->set_output(i, shared);
+      if (*FindNeed(name, &zeros)) {
+        if (const Tensor fresh = FreshZeros(dy.dtype(), shape); fresh.IsInitialized()) {
+          context->set_output(i, fresh);
           continue;
         }
       }

@@ -63,6 +63,8 @@ struct PolicyAttributes {
   std::vector<const RegionAxis*> indexed;
   bool compact_a = false;
   bool compact_b = false;
+
+  bool empty() const { return scaled.empty() && !has_rows && sliced.empty() && indexed.empty(); }
 };
 
 // The gradient op's further attributes.

@@ -1,5 +1,4 @@
 // The ops and their shape functions.
-#include <cstring>
 #include <string>
 #include <utility>
 
@@ -65,10 +64,10 @@ absl::Status TakeApart(InferenceContext* c, const char* name, ShapeHandle shape,
 // The extent of a region's axis; unknown where the operand's shape is.
 DimensionHandle ExtentOf(InferenceContext* c, const RegionAxis& axis, ShapeHandle a, ShapeHandle b,
                          DimensionHandle bias) {
-  if (std::strcmp(axis.operand, "bias") == 0) return bias;
-  const ShapeHandle shape = std::strcmp(axis.operand, "a") == 0 ? a : b;
+  if (axis.of == RegionAxis::Of::kBias) return bias;
+  const ShapeHandle shape = axis.of == RegionAxis::Of::kA ? a : b;
   if (!c->RankKnown(shape) || c->Rank(shape) < 2) return c->UnknownDim();
-  return c->Dim(shape, std::strcmp(axis.unit, "row") == 0 ? -2 : -1);
+  return c->Dim(shape, axis.is_rows ? -2 : -1);
 }
 
 // Complains about slices that cannot lie within an operand, as far as shapes are known, and about
@@ -81,7 +80,15 @@ absl::Status CheckPolicy(InferenceContext* c, const PolicyAttributes& policy, in
     Regions regions;
     if (auto s = ToAbsl(Select(part, c->Value(extent), &regions)); !s.ok()) return s;
   }
-  input += static_cast<int>(policy.scaled.size());
+  for (const std::string& operand : policy.scaled) {
+    ShapeHandle scalar;
+    if (!c->WithRank(c->input(input), 0, &scalar).ok()) {
+      return absl::InvalidArgumentError("`gradient_scale` of `" + operand +
+                                        "` must be a scalar; its shape is " +
+                                        c->DebugString(c->input(input)));
+    }
+    ++input;
+  }
   if (policy.has_rows) {
     const ShapeHandle weights = c->input(input++);
     if (c->RankKnown(weights) && c->RankKnown(rows)) {

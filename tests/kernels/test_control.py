@@ -297,6 +297,18 @@ def test_matrices_of_a_batch_without_an_active_row(
         check(rng, problem, dtype, rows, {}, needed, threads=threads)
 
 
+def test_regions_and_rows_of_very_many_empty_rows_take_no_memory() -> None:
+    """Of an operand without columns: no list is made as long as it has rows."""
+    dy = np.empty((2**40, 0), np.float32)
+    a = np.empty((2**40, 0), np.float32)
+    b = np.empty((0, 0), np.float32)
+    result = _kernels.matmul_gradient(
+        dy, a, b, needed=["a", "b"], rows=np.ones(1), regions={"a_rows": (0, None, 2)}
+    )
+    assert result["a"].shape == (2**40, 0)
+    assert result["b"].shape == (0, 0)
+
+
 def test_gradient_of_z_is_that_of_all_rows(rng: np.random.Generator) -> None:
     problem = reference.random_problem(rng, (9, 5), (5, 4), "float64", activation="elu")
     check(rng, problem, "float64", np.arange(9) % 2, {}, ("a", "b", "bias", "z"))
