@@ -42,7 +42,9 @@ def keep_frozen(
         A `keras.Variable` gets it as its `constraint`, which Keras's optimizers apply at the end
         of every step: in `fit` and in loops of your own, eager, in a `tf.function` and compiled by
         XLA, with loss scaling, gradient accumulation and `tf.distribute`. A constraint that was
-        there before is applied first. To end it, set `variable.constraint` to what it was.
+        there before is applied first, also that of an earlier call, so that several regions hold.
+        A call for a region that is kept already takes the place of the earlier one. To end it, set
+        `variable.constraint` to what it was.
 
         A `tf.Variable` has no such place: call `restore()` after every step of the optimizer.
 
@@ -56,8 +58,10 @@ def keep_frozen(
 
     Notes
     -----
-    The copy is as large as the frozen part. `restore()` writes that part alone, where it is a
-    rectangle, or rows of a matrix by index.
+    The copy is as large as the frozen part. At each step the constraint or `restore()` makes a
+    copy of the variable, or a few where the frozen part is not rows in a run. To write the frozen
+    part alone would cost more: after a sparse or sliced assignment TensorFlow copies the variable
+    whenever it is read.
 
     What is kept are the values of the time of this call. Values that are loaded or assigned later
     last until the next step; call `keep_frozen` again after them. It is no part of a layer's
@@ -85,7 +89,7 @@ def keep_frozen(
     )
     if not isinstance(variable, keras.Variable):
         return KeptFrozen(variable, parts, None)
-    variable.constraint = KeptFrozen(variable, parts, variable.constraint)
+    variable.constraint = KeptFrozen(variable, parts, _without(variable.constraint, parts))
     return variable.constraint
 
 
@@ -129,23 +133,16 @@ class KeptFrozen(keras.constraints.Constraint):
             raise ValueError(
                 f"`w` has shape {value.shape}; due is that of the variable, {self._variable.shape}."
             )
-        for part in self._parts:
-            value = _with_part(value, part)
-        return value
+        return _with_parts(value, self._parts)
 
     def restore(self) -> None:
-        """Write the frozen part back into the variable."""
+        """Write the frozen part back into the variable, at the cost of a copy of the variable."""
         variable = self._variable
         if isinstance(variable, keras.Variable):
             variable = variable.value
-        if all(_can_be_written(variable, part) for part in self._parts):
-            for part in self._parts:
-                _write(variable, part)
-        else:
-            value = tf.convert_to_tensor(variable)
-            for part in self._parts:
-                value = _with_part(value, part)
-            variable.assign(value)
+        # As a whole: scatter_update or a sliced assign would write less, but TensorFlow then copies
+        # the variable whenever it is read, for good.
+        variable.assign(_with_parts(tf.convert_to_tensor(variable), self._parts))
 
     def get_config(self) -> dict[str, Any]:
         """Refuse: it belongs to a variable, and configurations have none."""
@@ -228,8 +225,34 @@ def _copy(value: tf.Tensor, rows: _Lines | None, columns: _Lines) -> tf.Tensor:
         return tf.constant(array)
 
 
+def _without(constraint: Any, parts: tuple[_Part, ...]) -> Any:
+    """Return a variable's constraint without what keeps just these parts, with older values."""
+    if not isinstance(constraint, KeptFrozen):
+        return constraint
+    if _are_same(constraint._parts, parts):
+        return constraint._before
+    return KeptFrozen(constraint._variable, constraint._parts, _without(constraint._before, parts))
+
+
+def _are_same(parts: tuple[_Part, ...], others: tuple[_Part, ...]) -> bool:
+    """Return whether these are the same rectangles, whatever their values."""
+
+    def written(lines: _Lines | None) -> object:
+        return lines.tolist() if isinstance(lines, np.ndarray) else lines
+
+    return [(written(part.rows), written(part.columns)) for part in parts] == [
+        (written(part.rows), written(part.columns)) for part in others
+    ]
+
+
+def _with_parts(value: tf.Tensor, parts: tuple[_Part, ...]) -> tf.Tensor:
+    """Return the value with the parts' values in their places."""
+    for part in parts:
+        value = _with_part(value, part)
+    return value
+
+
 def _with_part(value: tf.Tensor, part: _Part) -> tf.Tensor:
-    """Return the value with the part's values in their place."""
     if part.rows is None:
         return _replace(value, part.columns, part.values, axis=-1)
     rows = _take(value, part.rows, axis=-2)
@@ -254,23 +277,3 @@ def _replace(value: tf.Tensor, lines: _Lines, values: tf.Tensor, axis: int) -> t
     source = np.arange(extent)
     source[lines] = extent + np.arange(lines.size)
     return tf.gather(tf.concat([value, values], axis), source, axis=axis)
-
-
-def _can_be_written(variable: tf.Variable, part: _Part) -> bool:
-    """Return whether TensorFlow has an op that writes this part alone."""
-    if isinstance(variable, tf.distribute.DistributedValues):
-        return False
-    if isinstance(part.columns, slice):
-        whole_rows = (part.columns.start, part.columns.stop) == (0, variable.shape[-1])
-        return isinstance(part.rows, slice | None) or (variable.shape.rank == 2 and whole_rows)
-    return part.rows is None
-
-
-def _write(variable: tf.Variable, part: _Part) -> None:
-    lines = part.columns if part.rows is None else part.rows
-    if not isinstance(lines, slice):
-        variable.scatter_update(tf.IndexedSlices(part.values, lines))
-    elif part.rows is None:
-        variable[part.columns].assign(part.values)
-    else:
-        variable[..., part.rows, part.columns].assign(part.values)

@@ -251,24 +251,73 @@ def test_only_the_frozen_part_is_held(name: str, argument: str) -> None:
         assert not np.shares_memory(np.frombuffer(memoryview(values), np.uint8), memory)
 
 
+def address(variable: tf.Variable) -> int:
+    """Return where the value is that reading the variable gives."""
+    value = np.frombuffer(memoryview(tf.convert_to_tensor(variable)), np.uint8)
+    return int(value.__array_interface__["data"][0])
+
+
+@of_each_region
+@pytest.mark.parametrize("mode", ["eager", "function"])
+def test_restored_variable_is_read_without_a_copy(name: str, mode: str) -> None:
+    shape, region = REGIONS[name]
+    variable = tf.Variable(tf.ones(shape))
+    MODES[mode](keep_frozen(variable, region).restore)()
+    held = tf.convert_to_tensor(variable)  # no copy gets the memory of one that was let go
+    assert address(variable) == address(held)
+
+
+def call_twice(first: Any, second: Any) -> tuple[Any, Any]:
+    """Keep a region of ones, and after a change to twos the other."""
+    variable = keras.Variable(tf.ones(SHAPE))
+    variable.constraint = keras.constraints.NonNeg()
+    keep_frozen(variable, first)
+    keep_frozen(variable, np.s_[:, 4:])
+    variable.assign(tf.fill(SHAPE, 2.0))
+    return variable, keep_frozen(variable, second)
+
+
 @pytest.mark.parametrize(
-    ("name", "written_whole"),
+    ("first", "again"),
     [
-        ("middle rows", False),
-        ("rectangle", False),
-        ("batch of matrices", False),
-        ("rows by index", False),
-        ("vector", False),
-        ("vector by index", False),
-        ("columns by index", True),
-        ("batch, rows by index", True),
+        (np.s_[:2], np.s_[0:-5]),
+        (np.s_[1:5, 2:4], np.s_[1:5, 2:4]),
+        (rows([6, 0, 2, 4]), rows([0, 2, 4, 6])),
+        (columns([0, 2, 3]), columns([0, 2, 3])),
     ],
 )
-def test_restore_writes_the_frozen_part_alone(name: str, written_whole: bool) -> None:
-    shape, region = REGIONS[name]
-    kept = keep_frozen(tf.Variable(tf.zeros(shape)), region)
-    graph = tf.function(kept.restore).get_concrete_function().graph
-    assert ("AssignVariableOp" in {op.type for op in graph.get_operations()}) == written_whole
+def test_same_region_again_is_kept_as_it_is_by_then(first: Any, again: Any) -> None:
+    variable, kept = call_twice(first, again)
+    due = np.zeros(SHAPE)
+    due[:, 4:] = 1
+    due[inside(SHAPE, again)] = 2
+    np.testing.assert_array_equal(kept(tf.fill(SHAPE, -1.0)), due)
+    assert variable.constraint is kept
+    chain = []
+    while hasattr(kept, "_before"):
+        chain.append(kept)
+        kept = kept._before
+    assert len(chain) == 2  # not one more at each call
+    assert isinstance(kept, keras.constraints.NonNeg)
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        (np.s_[:2], np.s_[:1]),
+        (np.s_[:2], np.s_[2:4]),
+        (np.s_[:2], np.s_[:2, :3]),
+        (rows([6, 0, 2, 4]), rows([6, 0, 2, 5])),
+        (rows([0, 2, 4]), columns([0, 2, 4])),
+    ],
+)
+def test_other_region_is_kept_beside_the_first(first: Any, other: Any) -> None:
+    variable, _ = call_twice(first, other)
+    due = np.full(SHAPE, 0.0)
+    due[inside(SHAPE, first)] = 1
+    due[:, 4:] = 1
+    due[inside(SHAPE, other)] = 2
+    np.testing.assert_array_equal(variable.constraint(tf.fill(SHAPE, -1.0)), due)
 
 
 def test_saved_model_loads_without_it(tmp_path: Any, rng: np.random.Generator) -> None:
