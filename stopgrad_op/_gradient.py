@@ -55,6 +55,10 @@ def is_known_zero(scale: tf.Tensor | float) -> bool:
     return value is not None and not value
 
 
+def _is_known(scale: tf.Tensor) -> bool:
+    return tf.get_static_value(scale) is not None
+
+
 @lru_cache(maxsize=4096)
 def product_attributes(layout_a: str, layout_b: str, activation: str) -> tuple[str, ...]:
     """Return what both ops take of the options, as names and values in turn, but for defaults."""
@@ -157,9 +161,15 @@ def _gradients(
     if all_used or len(needed) == 1:
         if needed:
             run(needed, dy, kept.options.activation)
+    elif kept.rows or not all(map(_is_known, kept.scales.values())):
+        # Nobody knows here which gradients will be used, so each gets a node of its own, and
+        # TensorFlow prunes the others away. Each computes dz for itself as it reads it: with a
+        # scale of 0, or no row that is not 0, nothing runs then. A node for dz before them would
+        # run all the same. The price is a second pass over dy where several are used.
+        for name in needed:
+            run([name], dy, kept.options.activation)
     else:
-        # Nobody knows here which gradients will be used. Each product gets a node of its own, so
-        # that TensorFlow prunes the others away, and the pass over dy one before them.
+        # Here nothing is left out at run time, and the pass over dy is a node before the products.
         products = [name for name in needed if name != "bias"]
         first = [name for name in needed if name == "bias"]
         if products and kept.options.activation != "linear":
@@ -229,8 +239,7 @@ def _run_gradient_op(
         shape_a,
         shape_b,
         [kept.scales[name] for name in scaled],
-        # The gradient of z is that of all rows: what reads it next leaves out those at 0.
-        kept.rows if needs_a or needs_b or "bias" in needed else [],
+        kept.rows,
         indices,
     )
     attributes = (

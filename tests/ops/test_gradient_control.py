@@ -187,3 +187,47 @@ def test_everything_combined_gives_what_stock_gives(
         if reference.crosses_no_kink(case.problem, dtype):
             check(case, mode, dtype, rng)
             tested += 1
+
+
+# --- Where nobody knows which gradients are used -----------------------------------------------
+M, K, N = 5, 7, 3
+
+
+def zero(like: tf.Tensor) -> tf.Tensor:
+    """Return 0, which is not known before anything runs."""
+    return tf.reduce_sum(tf.zeros_like(like))
+
+
+NOTHING_LEARNS: dict[str, Any] = {
+    "scales": lambda a: {"gradient_scale": zero(a)},
+    "rows": lambda a: {"gradient_rows": tf.fill((M,), zero(a))},
+}
+
+
+def dense(control: Any) -> Any:
+    return lambda a, b, bias: sg.matmul(a, b, bias=bias, activation="gelu", **control(a))
+
+
+@pytest.mark.parametrize("control", NOTHING_LEARNS.values(), ids=NOTHING_LEARNS)
+def test_no_pass_runs_before_products_that_may_not(rng: np.random.Generator, control: Any) -> None:
+    arrays = [rng.standard_normal(shape) for shape in ((M, K), (K, N), (N,))]
+    sg.reset_kernel_stats()
+    _, gradients = GRAPH.gradients(dense(control), arrays, rng.standard_normal((M, N)))
+    for array, gradient in zip(arrays, gradients, strict=True):
+        np.testing.assert_array_equal(gradient, np.zeros_like(array))
+    assert sg.kernel_stats()["backward"]["products"] == 0
+    assert needed_by_node(control) == [["a"], ["b"], ["bias"]]
+
+
+@pytest.mark.parametrize("scale", [-1.0, {"a": 0.5}])
+def test_one_pass_runs_before_products_that_will(scale: Any) -> None:
+    due = [["a"], ["b"], ["bias", "z"]]
+    assert needed_by_node(lambda _: {"gradient_scale": scale}) == due
+
+
+def needed_by_node(control: Any) -> list[list[str]]:
+    with tf.Graph().as_default() as graph:
+        operands = [tf.compat.v1.placeholder(tf.float32, x) for x in ((M, K), (K, N), (N,))]
+        tf.gradients(dense(control)(*operands), operands)
+        nodes = [x for x in graph.get_operations() if x.type == "StopgradOp>FusedMatMulGrad"]
+    return sorted([name.decode() for name in node.get_attr("needed")] for node in nodes)
