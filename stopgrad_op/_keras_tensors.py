@@ -31,6 +31,8 @@ class MatMul(keras.Operation):
         self.options = options
         # Those of the regions that learn: not tensors of the model, but a part of what it is.
         self.indices: tuple[Indices, ...] = tuple(np.asarray(each, np.int64) for each in indices)
+        for each in self.indices:
+            each.flags.writeable = False  # index_tensor makes a tensor of each once
 
     def call(self, a: Any, b: Any, bias: Any = None, scales: Any = (), rows: Any = None) -> Any:
         """Run it on tensors."""

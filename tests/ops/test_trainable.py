@@ -303,6 +303,15 @@ def test_functional_model(tmp_path: Any, rng: np.random.Generator, saved: bool) 
     np.testing.assert_allclose(gradient, due, rtol=1e-5, atol=1e-6)
 
 
+def test_indices_of_a_loaded_functional_model_cannot_be_changed() -> None:
+    """Eager calls know a tensor of them by the array."""
+    model = keras.Model.from_config(functional_model().get_config())
+    (node,) = (x for x in model.operations if type(x).__name__ == "MatMul")
+    assert [each.tolist() for each in node.indices] == [[0, 2]]
+    with pytest.raises(ValueError, match="read-only"):
+        node.indices[0][0] = 1
+
+
 @pytest.mark.parametrize("variable", [tf.Variable, keras.Variable])
 @pytest.mark.parametrize("option", ["gradient_rows", "gradient_scale"])
 def test_functional_model_refuses_a_variable(variable: Any, option: str) -> None:
