@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stopgrad_op._library import build_info, load_ops
-from stopgrad_op._regions import columns, rows
 from stopgrad_op._stats import kernel_stats, reset_kernel_stats
 
 if TYPE_CHECKING:
     from stopgrad_op._frozen import keep_frozen
     from stopgrad_op._matmul import matmul
+    from stopgrad_op._regions import columns, rows
 
 __version__: str = build_info()["version"]
 
@@ -32,6 +32,7 @@ if build_info()["tensorflow"] is not None:
     load_ops()  # first, because it says what to type if TensorFlow is missing or another one
     from stopgrad_op._frozen import keep_frozen
     from stopgrad_op._matmul import matmul
+    from stopgrad_op._regions import columns, rows
 
 
 def __getattr__(name: str) -> Any:
