@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import reference
-from reference import Problem
+from reference import Array, Problem
 
 from stopgrad_op import _kernels
 
@@ -26,6 +27,29 @@ def check_forward(problem: Problem, dtype: str, threads: int = 1) -> None:
     reference.assert_close(y, reference.forward(problem), dtype, what="y")
 
 
+def gradients_of(
+    problem: Problem, dy: Array, z: Array, needed: Sequence[str], **options: Any
+) -> dict[str, Array]:
+    """Run the kernels on no more than the gradients that are `needed` read."""
+    saved = {
+        "nothing": None,
+        "preactivation": z,
+        "output": reference.activate(problem.activation, reference.widen(z)).astype(z.dtype),
+    }[_kernels.activations()[problem.activation]]
+    return _kernels.matmul_gradient(
+        dy,
+        problem.a if "b" in needed else None,
+        problem.b if "a" in needed else None,
+        saved,
+        needed=needed,
+        **options_of(problem),
+        a_shape=problem.a.shape,
+        b_shape=problem.b.shape,
+        poison=True,
+        **options,
+    )
+
+
 def check_gradients(
     problem: Problem,
     dtype: str,
@@ -34,27 +58,10 @@ def check_gradients(
     threads: int = 1,
 ) -> None:
     z = reference.preactivation(problem).value.astype(reference.numpy_dtype(dtype))
-    saved = {
-        "nothing": None,
-        "preactivation": z,
-        "output": reference.activate(problem.activation, reference.widen(z)).astype(z.dtype),
-    }[_kernels.activations()[problem.activation]]
     dy = reference.random_array(rng, z.shape, dtype)
     exact = reference.gradients(problem, dy, scales, z)
     for needed in (["a", "b", "bias", "z"], ["a"], ["b"], ["bias"], ["b", "bias"]):
-        results = _kernels.matmul_gradient(
-            dy,
-            problem.a if "b" in needed else None,
-            problem.b if "a" in needed else None,
-            saved,
-            needed=needed,
-            **options_of(problem),
-            a_shape=problem.a.shape,
-            b_shape=problem.b.shape,
-            scales=scales or {},
-            threads=threads,
-            poison=True,
-        )
+        results = gradients_of(problem, dy, z, needed, scales=scales or {}, threads=threads)
         assert results.keys() == set(needed)
         for name in needed:
             reference.assert_close(results[name], exact[name], dtype, what=f"gradient of {name}")

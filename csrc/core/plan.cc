@@ -20,6 +20,11 @@ double* FindScale(std::string_view name, GradientScales* scales) {
   return nullptr;
 }
 
+Shape ShapeOfGradient(Shape operand, bool is_compact, const Selection& rows) {
+  if (is_compact) operand[0] = rows.Count(operand[0]);
+  return operand;
+}
+
 GradientNeeds FindZeros(const GradientPolicy& policy) {
   const bool no_row = policy.rows.given && policy.rows.active.empty();
   const Regions& r = policy.regions;
@@ -71,35 +76,6 @@ class Planner {
  public:
   Planner(const MatMulProblem& problem, const GradientPolicy& policy, GradientPlan* plan)
       : problem_(problem), policy_(policy), plan_(*plan) {}
-
-  // Restricts rows (or columns) of a view to those selected.
-  void Restrict(const Selection& selection, int64_t stride, int64_t* offset,
-                const int64_t** places) {
-    if (selection.all()) return;
-    if (selection.kind == Selection::Kind::kRun && selection.step == 1) {
-      *offset += selection.begin * stride;
-      return;
-    }
-    std::vector<int64_t>& list = plan_.lists.emplace_back(selection.Count(0));
-    for (size_t i = 0; i < list.size(); ++i) list[i] = selection.At(i) * stride;
-    *places = list.data();
-  }
-
-  // The result's rows are those of the first factor, its columns those of the second.
-  void RestrictRows(const OperandRegion& region, Product* product) {
-    product->m = region.rows.Count(product->m);
-    MatrixView &a = product->a, &c = product->c;
-    Restrict(region.rows, a.row_stride, &a.offset, &a.rows);
-    if (region.compact && !region.stored_rows_are_cols) return;
-    Restrict(region.rows, c.row_stride, &c.offset, &c.rows);
-  }
-  void RestrictColumns(const OperandRegion& region, Product* product) {
-    product->n = region.cols.Count(product->n);
-    MatrixView &b = product->b, &c = product->c;
-    Restrict(region.cols, b.col_stride, &b.offset, &b.cols);
-    if (region.compact && region.stored_rows_are_cols) return;
-    Restrict(region.cols, c.col_stride, &c.offset, &c.cols);
-  }
 
   // All rows of Y.
   void AddWhole(Product product, const OperandRegion& region, GradientProducts* gradient) {
@@ -201,6 +177,35 @@ class Planner {
   }
 
  private:
+  // Restricts rows (or columns) of a view to those selected.
+  void Restrict(const Selection& selection, int64_t stride, int64_t* offset,
+                const int64_t** places) {
+    if (selection.all()) return;
+    if (selection.kind == Selection::Kind::kRun && selection.step == 1) {
+      *offset += selection.begin * stride;
+      return;
+    }
+    std::vector<int64_t>& list = plan_.lists.emplace_back(selection.Count(0));
+    for (size_t i = 0; i < list.size(); ++i) list[i] = selection.At(i) * stride;
+    *places = list.data();
+  }
+
+  // The result's rows are those of the first factor, its columns those of the second.
+  void RestrictRows(const OperandRegion& region, Product* product) {
+    product->m = region.rows.Count(product->m);
+    MatrixView &a = product->a, &c = product->c;
+    Restrict(region.rows, a.row_stride, &a.offset, &a.rows);
+    if (region.compact && !region.stored_rows_are_cols) return;
+    Restrict(region.rows, c.row_stride, &c.offset, &c.rows);
+  }
+  void RestrictColumns(const OperandRegion& region, Product* product) {
+    product->n = region.cols.Count(product->n);
+    MatrixView &b = product->b, &c = product->c;
+    Restrict(region.cols, b.col_stride, &b.offset, &b.cols);
+    if (region.compact && region.stored_rows_are_cols) return;
+    Restrict(region.cols, c.col_stride, &c.offset, &c.cols);
+  }
+
   // Rows at these places, which are no list where they lie one behind the other.
   static void Place(const std::vector<int64_t>& places, int64_t stride, int64_t* offset,
                     const int64_t** list) {

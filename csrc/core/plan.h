@@ -42,6 +42,10 @@ struct GradientPolicy {
   bool compact_b = false;
 };
 
+// The shape of the gradient of an operand that is stored with `operand`: the same, or where it is
+// compact, which takes a matrix, that of the selected rows.
+STOPGRAD_EXPORT Shape ShapeOfGradient(Shape operand, bool is_compact, const Selection& rows);
+
 // Which of the gradients are zeros, whatever the tensors hold: their scale is 0, or no row is
 // active, or nothing in their region.
 STOPGRAD_EXPORT GradientNeeds FindZeros(const GradientPolicy& policy);

@@ -175,13 +175,6 @@ void AddZeroRows(void* data, int64_t row_bytes, const RowWeights& rows, Work* wo
                   });
 }
 
-// Elements of the gradient of an operand that is stored with this shape.
-int64_t SizeOfGradient(const Shape& shape, bool is_compact, const Selection& rows) {
-  if (!is_compact) return NumElements(shape);
-  const size_t rank = shape.size();
-  return rows.Count(shape[rank - 2]) * shape[rank - 1];
-}
-
 // Whether dZ need not be written, as the prologue of the one product that reads it computes it.
 bool ComputesDzAsItPacks(const GradientPlan& fused, DType dtype, const Work& work) {
   if (fused.pass_over_dy || fused.a.runs() == fused.b.runs()) return false;
@@ -258,17 +251,14 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
     if (!status.ok()) return status;
   }
   if (needs.bias && !plan.sums_bias) std::memset(tensors.dbias, 0, cols * SizeOf(dtype));
+  const auto bytes = [&](const Shape& operand, bool is_compact, const Selection& rows_of_operand) {
+    return NumElements(ShapeOfGradient(operand, is_compact, rows_of_operand)) * SizeOf(dtype);
+  };
   if (plan.a.zeros_first) {
-    AddZeros(
-        tensors.da,
-        SizeOfGradient(problem->shape_a, policy.compact_a, policy.regions.a_rows) * SizeOf(dtype),
-        &work);
+    AddZeros(tensors.da, bytes(problem->shape_a, policy.compact_a, policy.regions.a_rows), &work);
   }
   if (plan.b.zeros_first) {
-    AddZeros(
-        tensors.db,
-        SizeOfGradient(problem->shape_b, policy.compact_b, policy.regions.b_rows) * SizeOf(dtype),
-        &work);
+    AddZeros(tensors.db, bytes(problem->shape_b, policy.compact_b, policy.regions.b_rows), &work);
   }
   AddProducts(dtype, plan.a.products, plan.a.alpha, dz, {tensors.b}, tensors.da, &work);
   if (plan.a.zero_rows_last) {

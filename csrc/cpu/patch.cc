@@ -1,7 +1,6 @@
 #include "cpu/patch.h"
 
 #include <algorithm>
-#include <complex>
 #include <cstring>
 
 #include "cpu/targets.h"

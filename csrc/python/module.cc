@@ -300,7 +300,7 @@ py::dict MatMulGradient(const py::array& dy_array, const std::optional<py::array
     }
     const Selection& selected = name == "a" ? policy.regions.a_rows : policy.regions.b_rows;
     (name == "a" ? policy.compact_a : policy.compact_b) = true;
-    shape[0] = selected.Count(shape[0]);
+    shape = ShapeOfGradient(shape, /*is_compact=*/true, selected);
   }
 
   py::dict results;

@@ -341,12 +341,12 @@ class FusedMatMulGradOp : public OpKernel {
       TensorShape shape = dy.shape();
       void** data = &tensors.dz;
       if (name == "a") {
-        OP_REQUIRES_OK(context, ShapeOfGradient("a", problem.shape_a, policy_.compact_a,
-                                                policy.regions.a_rows, &shape));
+        OP_REQUIRES_OK(context, BuildShape("a", problem.shape_a, policy_.compact_a,
+                                           policy.regions.a_rows, &shape));
         data = &tensors.da;
       } else if (name == "b") {
-        OP_REQUIRES_OK(context, ShapeOfGradient("b", problem.shape_b, policy_.compact_b,
-                                                policy.regions.b_rows, &shape));
+        OP_REQUIRES_OK(context, BuildShape("b", problem.shape_b, policy_.compact_b,
+                                           policy.regions.b_rows, &shape));
         data = &tensors.db;
       } else if (name == "bias") {
         shape = TensorShape({cols});
@@ -369,18 +369,15 @@ class FusedMatMulGradOp : public OpKernel {
   }
 
  private:
-  static absl::Status ShapeOfGradient(const char* name, Shape shape, bool compact,
-                                      const Selection& rows, TensorShape* result) {
-    if (compact) {
-      if (shape.size() != 2) {
-        return absl::InvalidArgumentError("`" + std::string(name) +
-                                          "` must be a matrix to have tf.IndexedSlices as its "
-                                          "gradient; its shape is " +
-                                          ToString(shape));
-      }
-      shape[0] = rows.Count(shape[0]);
+  static absl::Status BuildShape(const char* name, const Shape& operand, bool is_compact,
+                                 const Selection& rows, TensorShape* result) {
+    if (is_compact && operand.size() != 2) {
+      return absl::InvalidArgumentError("`" + std::string(name) +
+                                        "` must be a matrix to have tf.IndexedSlices as its "
+                                        "gradient; its shape is " +
+                                        ToString(operand));
     }
-    return TensorShape::BuildTensorShape(shape, result);
+    return TensorShape::BuildTensorShape(ShapeOfGradient(operand, is_compact, rows), result);
   }
 
   ProductAttributes product_;

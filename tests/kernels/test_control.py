@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
-from checks import options_of
+from checks import gradients_of
 from reference import COMPLEX, FLOATING, LAYOUTS, Array, Problem
 
 from stopgrad_op import _kernels
@@ -106,30 +106,20 @@ def check(
     threads: int = 1,
 ) -> None:
     z = reference.preactivation(problem).value.astype(reference.numpy_dtype(dtype))
-    saved = {
-        "nothing": None,
-        "preactivation": z,
-        "output": reference.activate(problem.activation, reference.widen(z)).astype(z.dtype),
-    }[_kernels.activations()[problem.activation]]
     dy = reference.random_array(rng, z.shape, dtype)
     if rows is not None and dtype in FLOATING and "z" not in needed and rng.random() < 0.5:
         # What a row at 0 sends back is never looked at.
         dy[np.broadcast_to(rows == 0, dy.shape[:-1])] = np.nan
     masks = masks_of(regions, problem, z.shape[-1])
-    results = _kernels.matmul_gradient(
+    results = gradients_of(
+        problem,
         dy,
-        problem.a if "b" in needed else None,
-        problem.b if "a" in needed else None,
-        saved,
-        needed=needed,
-        **options_of(problem),
-        a_shape=problem.a.shape,
-        b_shape=problem.b.shape,
+        z,
+        needed,
         scales=scales or {},
         rows=rows,
         regions=regions,
         threads=threads,
-        poison=True,
     )
     with np.errstate(invalid="ignore"):
         exact = reference.gradients(problem, dy, scales, z, rows=rows, regions=masks)
