@@ -26,8 +26,8 @@ class _Plan(TypedDict):
     writes_dz: bool
     sums_bias: bool
     masks_dz: bool
-    zero_rows_last: bool
-    pass_rows: list[int] | None
+    masks_da: bool
+    compacts_dz: bool
     products: dict[str, list[_Product]]
 
 @overload

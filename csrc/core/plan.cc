@@ -26,7 +26,7 @@ Shape ShapeOfGradient(Shape operand, bool is_compact, const Selection& rows) {
 }
 
 GradientNeeds FindZeros(const GradientPolicy& policy) {
-  const bool no_row = policy.rows.given && policy.rows.active.empty();
+  const bool no_row = policy.rows.given && policy.rows.num_active == 0;
   const Regions& r = policy.regions;
   const auto is_zero = [&](double scale, const Selection& selection) {
     return no_row || scale == 0 || selection.none();
@@ -46,10 +46,12 @@ int64_t GradientProducts::Flops(bool is_complex) const {
 
 namespace {
 
-// What it costs to gather or scatter an element of a row, and to run a product of its own, in
-// floating-point operations of a product. A processor that does 100 of them in a nanosecond copies
-// an element of a row that it did not expect in a third of one.
+// What it costs to list a row, to gather or scatter an element of it, to write a zero, and to run a
+// product of its own, in floating-point operations of a product. A processor that does 100 of them
+// in a nanosecond copies an element of a row that it did not expect in a third of one.
+constexpr int64_t kFlopsPerGatheredRow = 1500;
 constexpr int64_t kFlopsPerGatheredElement = 32;
+constexpr int64_t kFlopsPerZero = 16;
 constexpr int64_t kFlopsPerProduct = 1 << 16;
 
 // The selected rows and columns of op(X), given those of X as it is stored.
@@ -88,13 +90,17 @@ class Planner {
     gradient->zeros_first = !gradient->runs() || !region.covers();
   }
 
-  // Whether a product on the active rows alone costs less than one on all. `flops` are those of the
-  // latter, `elements` what is gathered and scattered a row.
-  bool GatheringPays(int64_t flops, int64_t elements, int64_t num_products) const {
-    const double active = policy_.rows.active.size();
-    return active / policy_.rows.total * flops + active * elements * kFlopsPerGatheredElement +
-               num_products * kFlopsPerProduct <
-           flops;
+  // Whether a product on the active rows alone costs less than one on all. In the gradient of `a`
+  // the result is zeros before its rows are scattered.
+  bool GatheringPays(const Product& product, bool of_a) const {
+    const double flops = product.Flops(false);
+    const double rows = policy_.rows.total();
+    const double active = policy_.rows.num_active;
+    const double cost = active / rows * flops + active * kFlopsPerGatheredRow +
+                        active * (problem_.n + problem_.k) * kFlopsPerGatheredElement +
+                        (of_a ? rows * problem_.k * kFlopsPerZero : 0) +
+                        CountSeparate(product, of_a) * kFlopsPerProduct;
+    return cost < flops;
   }
 
   // Whether a batch dimension of a gradient's product keeps the active rows of its matrices apart:
@@ -122,10 +128,9 @@ class Planner {
     const MatrixView& other_view = of_a ? product.c : product.a;
     const int64_t other_stride = of_a ? other_view.row_stride : other_view.col_stride;
     const int64_t rows_per_matrix = std::max<int64_t>(1, problem_.m);
-    for (size_t i = 0; i < policy_.rows.active.size(); ++i) {
-      const int64_t row = policy_.rows.active[i];
-      int64_t in_matrix = row % rows_per_matrix;
-      int64_t matrix = row / rows_per_matrix;
+    int64_t num_active = 0;  // before this row
+    for (int64_t first = 0; first < policy_.rows.total(); first += rows_per_matrix) {
+      int64_t matrix = first / rows_per_matrix;
       int64_t group = 0, group_stride = 1, offset = 0, other = 0;
       for (size_t d = product.batch.size(); d-- > 0;) {
         const BatchDim& dim = product.batch[d];
@@ -137,17 +142,23 @@ class Planner {
         group_stride *= dim.extent;
         offset += position * (of_a ? dim.b_stride : dim.c_stride);
       }
-      if (of_a && !region.rows.all()) {
-        const int64_t selected = region.rows.PositionOf(in_matrix);
-        if (selected < 0) continue;
-        if (region.compact && !region.stored_rows_are_cols) in_matrix = selected;
-      }
       Rows& rows = groups[group];
-      if (rows.dz == nullptr) {
-        rows = {&plan_.lists.emplace_back(), &plan_.lists.emplace_back(), offset};
+      for (int64_t i = 0; i < rows_per_matrix; ++i) {
+        if (!policy_.rows.active[first + i]) continue;
+        const int64_t row_of_dz = compact_dz ? num_active : first + i;
+        ++num_active;
+        int64_t row = i;
+        if (of_a && !region.rows.all()) {
+          const int64_t selected = region.rows.PositionOf(i);
+          if (selected < 0) continue;
+          if (region.compact && !region.stored_rows_are_cols) row = selected;
+        }
+        if (rows.dz == nullptr) {
+          rows = {&plan_.lists.emplace_back(), &plan_.lists.emplace_back(), offset};
+        }
+        rows.dz->push_back(row_of_dz * problem_.n);
+        rows.other->push_back(other + row * other_stride);
       }
-      rows.dz->push_back((compact_dz ? static_cast<int64_t>(i) : row) * problem_.n);
-      rows.other->push_back(other + in_matrix * other_stride);
     }
     gradient->zeros_first = of_a || !region.covers();
     Product whole = product;
@@ -223,13 +234,6 @@ class Planner {
   GradientPlan& plan_;
 };
 
-// 1 for the active rows, 0 for the others.
-std::vector<double> MaskOf(const RowWeights& rows) {
-  std::vector<double> mask(rows.total, 0);
-  for (int64_t row : rows.active) mask[row] = 1;
-  return mask;
-}
-
 bool Sums(const Product& product) {
   return std::any_of(product.batch.begin(), product.batch.end(),
                      [](const BatchDim& dim) { return dim.extent > 1 && dim.sums(); });
@@ -242,7 +246,7 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
                       bool fuses_activation) {
   GradientPlan plan;
   const RowWeights& rows = policy.rows;
-  const bool has_zeros = rows.given && static_cast<int64_t>(rows.active.size()) < rows.total;
+  const bool has_zeros = rows.has_zeros();
   const GradientNeeds zeros = FindZeros(policy);
   const bool runs_a = needs.a && !zeros.a;
   const bool runs_b = needs.b && !zeros.b;
@@ -250,7 +254,6 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
   const bool is_linear = activation == Activation::kLinear;
   bool masks = false;  // a product runs on all rows
   bool needs_masked_dz = false;
-  bool compacts = false;
   plan.a.alpha = policy.scales.a;
   plan.b.alpha = policy.scales.b;
   plan.a.zeros_first = needs.a;
@@ -284,25 +287,23 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
       const Product& product = operand.product;
       // Where `a` is shared by matrices of a batch, its gradient sums over them, row by row.
       const bool is_sum = operand.of_a && Sums(product);
-      operand.gathers = has_zeros && !is_sum &&
-                        planner.GatheringPays(product.Flops(false), p.n + p.k,
-                                              Planner::CountSeparate(product, operand.of_a));
+      operand.gathers = has_zeros && !is_sum && planner.GatheringPays(product, operand.of_a);
       if (!has_zeros || operand.gathers) continue;
       masks = true;
-      // dZ need not be written for that where rows of the result can be left to the end, or rows of
-      // dZ are what is summed over: those are packed row by row.
+      // dZ need not be written for that where rows of the result can become zeros on their way out,
+      // or rows of dZ are what is summed over: those are packed row by row.
       if (operand.of_a) {
-        operand.gradient->zero_rows_last =
-            !is_sum && p.layout_a == Layout::kNormal && !policy.compact_a && p.batch_a == p.batch;
-        needs_masked_dz = needs_masked_dz || !operand.gradient->zero_rows_last;
+        operand.gradient->masks_result = !is_sum && p.layout_a == Layout::kNormal &&
+                                         operand.region.rows.all() && operand.region.cols.all() &&
+                                         p.batch_a == p.batch;
+        needs_masked_dz = needs_masked_dz || !operand.gradient->masks_result;
       } else {
         operand.gradient->masks_dz = true;
       }
     }
     const bool written = is_weighted || needs_masked_dz || (!is_linear && !fuses_activation);
-    compacts = written && has_zeros && !masks;
-    if (written) plan.a.zero_rows_last = plan.b.masks_dz = false;
-    if (plan.b.masks_dz) plan.mask = MaskOf(rows);
+    const bool compacts = written && has_zeros && !masks;
+    if (written) plan.a.masks_result = plan.b.masks_dz = false;
     for (const Operand& operand : operands) {
       if (operand.gathers) {
         planner.AddGathered(operand.product, operand.of_a, operand.region, compacts,
@@ -312,22 +313,11 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
       }
     }
     plan.writes_dz = written && (plan.a.runs() || plan.b.runs());
+    plan.compacts_dz = compacts && plan.writes_dz;
   }
   // Where the activation is linear, dZ is dY itself and is written only when asked for.
   plan.writes_dz = plan.writes_dz || needs.z;
   plan.pass_over_dy = plan.writes_dz || plan.sums_bias;
-  if (!plan.pass_over_dy || !rows.given) return plan;
-  if (has_zeros && !(masks && plan.writes_dz)) {
-    plan.pass_rows = &plan.lists.emplace_back(rows.active);
-    plan.pass_weights = rows.weights;
-  } else if (has_zeros) {
-    plan.pass_weights = MaskOf(rows);
-    for (size_t i = 0; i < rows.weights.size(); ++i) {
-      plan.pass_weights[rows.active[i]] = rows.weights[i];
-    }
-  } else {
-    plan.pass_weights = rows.weights;
-  }
   return plan;
 }
 

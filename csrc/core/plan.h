@@ -57,27 +57,24 @@ struct GradientProducts {
   std::vector<Product> products;
   double alpha = 1;
   bool zeros_first = false;
-  bool masks_dz = false;        // reads rows of dZ whose weight is 0 as zeros
-  bool zero_rows_last = false;  // the result's rows are Y's, and those of weight 0 get zeros
+  bool masks_dz = false;      // reads rows of dZ whose weight is 0 as zeros
+  bool masks_result = false;  // the result's rows are Y's, and those of weight 0 get zeros
 
   bool runs() const { return !products.empty(); }
   int64_t Flops(bool is_complex) const;
 };
 
-// What the backward pass has to do. One pass over rows of dY gives dZ and the column sums of dBias;
-// then the products read dZ.
+// What the backward pass has to do. One pass over the rows of dY whose weight is not 0 gives dZ and
+// the column sums of dBias; then the products read dZ.
 struct GradientPlan {
   bool pass_over_dy = false;
   bool writes_dz = false;
   bool sums_bias = false;
-  // The rows that the pass reads, and writes one behind the other. nullptr: all.
-  const std::vector<int64_t>* pass_rows = nullptr;
-  std::vector<double> pass_weights;  // of these rows; empty where all are 1
-  std::vector<double> mask;          // of all rows, 0 or 1, where a product masks dZ
+  bool compacts_dz = false;  // dZ has these rows alone, one behind the other, else zeros elsewhere
   GradientProducts a;
   GradientProducts b;
 
-  std::list<std::vector<int64_t>> lists;  // what the views and pass_rows point to
+  std::list<std::vector<int64_t>> lists;  // what the views point to
 
   GradientPlan() = default;
   GradientPlan(GradientPlan&&) = default;

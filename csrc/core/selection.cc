@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
+#include <type_traits>
 
 namespace stopgrad {
 
@@ -117,8 +117,34 @@ Status CheckRows(const Shape& shape, const Shape& y) {
   return Status();
 }
 
-Status MakeRowWeights(const std::vector<double>& values, const Shape& shape, const Shape& y,
-                      RowWeights* rows) {
+namespace {
+
+// What a run of weights is; a loop over it does little a row, as there may be very many.
+struct RunOfWeights {
+  int64_t num_active = 0;
+  bool are_0_or_1 = true;
+  bool has_nan = false;
+};
+
+template <int stride, typename T>
+RunOfWeights MarkActive(const T* weights, int64_t count, uint8_t* active) {
+  RunOfWeights run;
+  for (int64_t i = 0; i < count; ++i) {
+    const T weight = weights[i * stride];
+    active[i] = weight != 0;
+    run.num_active += active[i];
+    if constexpr (!std::is_same_v<T, bool>) {
+      run.are_0_or_1 &= weight == 0 || weight == 1;
+      run.has_nan |= weight != weight;
+    }
+  }
+  return run;
+}
+
+}  // namespace
+
+template <typename T>
+Status MakeRowWeights(const T* values, const Shape& shape, const Shape& y, RowWeights* rows) {
   if (Status status = CheckRows(shape, y); !status.ok()) return status;
   if (NumElements(y) == 0) return Status();
   const size_t rank = y.size() - 1;
@@ -133,18 +159,14 @@ Status MakeRowWeights(const std::vector<double>& values, const Shape& shape, con
     if (extent != 1) strides[i] = stride;
     stride *= extent;
   }
-  rows->given = true;
-  rows->total = total;
-  rows->active.reserve(total);
-  bool all_are_1 = true;
   const int64_t per_matrix = y[rank - 1];
-  // Calls visit(row, weight) for the rows in order, those of a matrix in a loop of their own.
-  const auto for_each_row = [&](auto visit) {
+  const int64_t row_stride = strides[rank - 1];  // 0 or 1
+  // Calls visit(first row, its weight) for the matrices of Y in order.
+  const auto for_each_matrix = [&](auto visit) {
     std::vector<int64_t> position(rank, 0);
     int64_t at = 0;
     for (int64_t first = 0; first < total; first += per_matrix) {
-      const double* const weights = values.data() + at;
-      for (int64_t i = 0; i < per_matrix; ++i) visit(first + i, weights[i * strides[rank - 1]]);
+      visit(first, values + at);
       for (size_t i = rank - 1; i-- > 0;) {
         at += strides[i];
         if (++position[i] < y[i]) break;
@@ -153,23 +175,33 @@ Status MakeRowWeights(const std::vector<double>& values, const Shape& shape, con
       }
     }
   };
-  int64_t not_a_number = -1;
-  for_each_row([&](int64_t row, double weight) {
-    if (weight == 0) return;
-    if (std::isnan(weight)) not_a_number = row;
-    rows->active.push_back(row);
-    all_are_1 = all_are_1 && weight == 1;
+  RunOfWeights all;
+  rows->active.resize(total);
+  for_each_matrix([&](int64_t first, const T* weights) {
+    uint8_t* const active = rows->active.data() + first;
+    const RunOfWeights run = row_stride == 0 ? MarkActive<0>(weights, per_matrix, active)
+                                             : MarkActive<1>(weights, per_matrix, active);
+    all.num_active += run.num_active;
+    all.are_0_or_1 &= run.are_0_or_1;
+    all.has_nan |= run.has_nan;
   });
-  if (not_a_number >= 0) {
-    return InvalidArgument("`gradient_rows` is NaN at row " + std::to_string(not_a_number) +
-                           " of the result; due are numbers");
-  }
-  if (all_are_1) return Status();
-  rows->weights.reserve(rows->active.size());
-  for_each_row([&](int64_t, double weight) {
-    if (weight != 0) rows->weights.push_back(weight);
+  rows->given = true;
+  rows->num_active = all.num_active;
+  if (all.are_0_or_1) return Status();
+  rows->weights.reserve(total);
+  for_each_matrix([&](int64_t, const T* weights) {
+    for (int64_t i = 0; i < per_matrix; ++i) rows->weights.push_back(weights[i * row_stride]);
   });
-  return Status();
+  if (!all.has_nan) return Status();
+  const auto found = std::find_if(rows->weights.begin(), rows->weights.end(),
+                                  [](double weight) { return std::isnan(weight); });
+  return InvalidArgument("`gradient_rows` is NaN at row " +
+                         std::to_string(found - rows->weights.begin()) +
+                         " of the result; due are numbers");
 }
+
+template Status MakeRowWeights(const bool*, const Shape&, const Shape&, RowWeights*);
+template Status MakeRowWeights(const float*, const Shape&, const Shape&, RowWeights*);
+template Status MakeRowWeights(const double*, const Shape&, const Shape&, RowWeights*);
 
 }  // namespace stopgrad

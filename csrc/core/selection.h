@@ -98,9 +98,12 @@ STOPGRAD_EXPORT Status Select(const RegionPart& part, int64_t extent, Regions* r
 // The weights that `gradient_rows` gives to the rows of Y [..., m, n], taken as one list of rows.
 struct RowWeights {
   bool given = false;
-  int64_t total = 0;            // rows of Y
-  std::vector<int64_t> active;  // rows whose weight is not 0, ascending
-  std::vector<double> weights;  // of these rows; empty where all are 1
+  int64_t num_active = 0;       // rows whose weight is not 0
+  std::vector<uint8_t> active;  // of each row, 1 or 0
+  std::vector<double> weights;  // of each row; empty where all are 1 or 0
+
+  int64_t total() const { return static_cast<int64_t>(active.size()); }
+  bool has_zeros() const { return num_active < total(); }
 };
 
 // InvalidArgument if that shape does not broadcast to the rows of Y.
@@ -108,8 +111,10 @@ STOPGRAD_EXPORT Status CheckRows(const Shape& shape, const Shape& y);
 
 // Broadcasts `values` of `shape` to the rows of Y. InvalidArgument if they do not broadcast, or
 // where there is a NaN. Nothing is given for a Y without elements, whose rows may be very many.
-STOPGRAD_EXPORT Status MakeRowWeights(const std::vector<double>& values, const Shape& shape,
-                                      const Shape& y, RowWeights* rows);
+// T: bool, float, double.
+template <typename T>
+STOPGRAD_EXPORT Status MakeRowWeights(const T* values, const Shape& shape, const Shape& y,
+                                      RowWeights* rows);
 
 }  // namespace stopgrad
 

@@ -18,7 +18,7 @@ using EpilogueLoop = void (*)(const void* sums, int64_t sums_stride, const void*
                               void* y, int64_t rows, int64_t cols, int64_t row_stride);
 
 // dz = w dy f'(saved);  sums[j] += sum_i dz[i, j], in the accumulator type. dz and sums may be
-// null. A row of weight 0 is zeros, whatever dy is there.
+// null. A row that is not active is zeros, whatever dy is there.
 struct ActivationGradientRows {
   const void* dy;
   const void* saved;
@@ -29,6 +29,7 @@ struct ActivationGradientRows {
   int64_t row_stride;               // of dy and saved
   int64_t dz_stride;                // of dz
   const int64_t* places = nullptr;  // where each row of dy and saved is; instead of the row stride
+  const uint8_t* active = nullptr;  // 0 for each row that is zeros
   const double* weights = nullptr;  // w of each row; otherwise 1
 };
 using ActivationGradientLoop = void (*)(const ActivationGradientRows& rows);

@@ -74,7 +74,7 @@ void RunActivationGradient(const ActivationGradientRows& r) {
     }
     if constexpr (has_dz) dz = static_cast<Storage*>(r.dz) + i * r.dz_stride;
     const Real weight = r.weights != nullptr ? static_cast<Real>(r.weights[i]) : Real(1);
-    if (r.weights != nullptr && r.weights[i] == 0) {
+    if (r.active != nullptr && !r.active[i]) {
       if constexpr (has_dz) std::memset(static_cast<void*>(dz), 0, r.cols * sizeof(Storage));
       continue;
     }

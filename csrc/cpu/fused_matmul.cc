@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <complex>
 #include <cstring>
-#include <memory>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -53,8 +52,8 @@ struct DyPass {
   int64_t cols;
   const void* dy;
   const void* saved;
-  // Where the rows are, in elements; otherwise one behind the other. Ours until the work is done.
-  std::shared_ptr<const std::vector<int64_t>> places;
+  const int64_t* places;  // of the rows, in elements; null: one behind the other
+  const uint8_t* active;  // 0 for each row that is zeros; null: all are active
   const double* weights;  // of the rows; null where all are 1
   void* dz;               // null: not written
   void* dbias;            // likewise
@@ -111,7 +110,8 @@ Status AddPass(const DyPass& pass, Host& host, Work* work) {
       rows.rows = std::min(kRowsPerSum, row_end - row);
       rows.cols = block_cols;
       rows.row_stride = rows.dz_stride = pass.cols;
-      if (pass.places) rows.places = pass.places->data() + row;
+      if (pass.places != nullptr) rows.places = pass.places + row;
+      if (pass.active != nullptr) rows.active = pass.active + row;
       if (pass.weights != nullptr) rows.weights = pass.weights + row;
       loop(rows);
       if (block_sums == nullptr) continue;
@@ -160,19 +160,22 @@ void AddZeros(void* data, int64_t bytes, Work* work) {
   });
 }
 
-// Zeros for the rows whose weight is 0, of a matrix that has a row for each of Y's.
-void AddZeroRows(void* data, int64_t row_bytes, const RowWeights& rows, Work* work) {
-  work->AddRanges(rows.total, std::max<int64_t>(1, kMinElementsPerTask * 8 / (row_bytes + 1)),
-                  [data, row_bytes, &rows](int64_t begin, int64_t end) {
-                    auto active = std::lower_bound(rows.active.begin(), rows.active.end(), begin);
-                    for (int64_t row = begin; row < end; ++row) {
-                      if (active != rows.active.end() && *active == row) {
-                        ++active;
-                      } else {
-                        std::memset(static_cast<char*>(data) + row * row_bytes, 0, row_bytes);
-                      }
-                    }
-                  });
+// The active rows: where they are, in elements, and their weights, none where all are 1.
+struct ActiveRows {
+  std::vector<int64_t> places;
+  std::vector<double> weights;
+};
+
+ActiveRows FindActive(const RowWeights& rows, int64_t cols) {
+  ActiveRows found;
+  found.places.reserve(rows.num_active);
+  found.weights.reserve(rows.weights.empty() ? 0 : rows.num_active);
+  for (int64_t row = 0; row < rows.total(); ++row) {
+    if (!rows.active[row]) continue;
+    found.places.push_back(row * cols);
+    if (!rows.weights.empty()) found.weights.push_back(rows.weights[row]);
+  }
+  return found;
 }
 
 // Whether dZ need not be written, as the prologue of the one product that reads it computes it.
@@ -221,6 +224,7 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
 
   Factor dz{tensors.dy};  // what the products read
   if (is_prologue) dz.prologue = {activation, tensors.saved};
+  ActiveRows active_rows;
   if (plan.pass_over_dy) {
     DyPass pass{};
     pass.dtype = dtype;
@@ -229,13 +233,16 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
     pass.cols = cols;
     pass.dy = tensors.dy;
     pass.saved = is_linear ? nullptr : tensors.saved;
-    if (plan.pass_rows != nullptr) {
-      pass.rows = plan.pass_rows->size();
-      std::vector<int64_t> places = *plan.pass_rows;
-      for (int64_t& place : places) place *= cols;
-      pass.places = std::make_shared<const std::vector<int64_t>>(std::move(places));
+    const RowWeights& weights = policy.rows;
+    if (plan.compacts_dz) {
+      active_rows = FindActive(weights, cols);
+      pass.rows = weights.num_active;
+      pass.places = active_rows.places.data();
+      if (!active_rows.weights.empty()) pass.weights = active_rows.weights.data();
+    } else {
+      if (weights.has_zeros()) pass.active = weights.active.data();
+      if (!weights.weights.empty()) pass.weights = weights.weights.data();
     }
-    if (!plan.pass_weights.empty()) pass.weights = plan.pass_weights.data();
     if (plan.writes_dz) {
       pass.dz = needs.z ? tensors.dz : host.Allocate(pass.rows * cols * SizeOf(dtype));
       if (pass.dz == nullptr) {
@@ -260,12 +267,11 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
   if (plan.b.zeros_first) {
     AddZeros(tensors.db, bytes(problem->shape_b, policy.compact_b, policy.regions.b_rows), &work);
   }
-  AddProducts(dtype, plan.a.products, plan.a.alpha, dz, {tensors.b}, tensors.da, &work);
-  if (plan.a.zero_rows_last) {
-    AddZeroRows(tensors.da, problem->k * SizeOf(dtype), policy.rows, &work);
-  }
-  if (plan.b.masks_dz) dz.prologue.weights = plan.mask.data();
-  AddProducts(dtype, plan.b.products, plan.b.alpha, {tensors.a}, dz, tensors.db, &work);
+  Epilogue epilogue;
+  if (plan.a.masks_result) epilogue.active = policy.rows.active.data();
+  AddProducts(dtype, plan.a.products, plan.a.alpha, dz, {tensors.b}, tensors.da, epilogue, &work);
+  if (plan.b.masks_dz) dz.prologue.active = policy.rows.active.data();
+  AddProducts(dtype, plan.b.products, plan.b.alpha, {tensors.a}, dz, tensors.db, Epilogue(), &work);
   const Status status = work.Run();
   if (!status.ok()) return status;
   for (const GradientProducts* gradient : {&plan.a, &plan.b}) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -56,6 +57,24 @@ Factor From(const Factor& factor, const MatrixView& view, int64_t element_size) 
 
 constexpr int64_t kAlignment = 64;
 int64_t Aligned(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment; }
+
+// Those of a few rows that are not active. They may come at random, so a branch for each row would
+// cost more than the row.
+struct Inactive {
+  int64_t count = 0;
+  int64_t rows[kRowsAtATime];
+};
+static_assert(kMostRows <= kRowsAtATime);
+
+Inactive FindInactive(const uint8_t* active, int64_t rows) {
+  Inactive inactive;
+  if (active == nullptr) return inactive;
+  for (int64_t i = 0; i < rows; ++i) {
+    inactive.rows[inactive.count] = i;
+    inactive.count += !active[i];
+  }
+  return inactive;
+}
 
 // Each matrix of a batch by one thread where there are enough of them, else all threads on each.
 bool WholeMatrices(const Product& p, int64_t workers) { return p.outputs() >= 2 * workers; }
@@ -145,6 +164,7 @@ class BatchedProduct {
   // One C and its factors' first terms, and the memory for its packed panels and incomplete sums.
   struct Matrix {
     Offsets offsets;
+    int64_t first_row;  // of all rows of C, where these are dense
     void* packed;
     void* sums;
   };
@@ -237,7 +257,9 @@ class BatchedProduct {
 
   Matrix MatrixAt(char* scratch, int64_t output, int64_t memory) const {
     char* const packed = scratch + memory * (packed_bytes_ + sums_bytes_);
-    return {OffsetsAt(output_dims_, output), packed, packed + packed_bytes_};
+    const Offsets offsets = OffsetsAt(output_dims_, output);
+    const int64_t first_row = offsets.c / std::max<int64_t>(1, p_.c.row_stride);
+    return {offsets, first_row, packed, packed + packed_bytes_};
   }
   char* WorkersOwn(char* scratch, int64_t worker) const {
     return scratch + matrices_bytes_ + worker * own_bytes();
@@ -287,6 +309,8 @@ class BatchedProduct {
     const int64_t piece_bytes = kernels_.Steps(k) * step_bytes;
     char* const memory = scratch + strips_bytes_ + tile_bytes_;
     for (int64_t l = 0; l < k; l += rows) {
+      const Inactive inactive =
+          FindInactive(view.Active(offset, k_begin + l), std::min(rows, k - l));
       for (int64_t first = begin; first < end; first += pieces_of_patch) {
         const int64_t last = first + pieces_of_patch;
         const int64_t count = std::min(pieces.extent, pieces.Begin(last)) - pieces.Begin(first);
@@ -298,8 +322,27 @@ class BatchedProduct {
           part.data = At(patch.data, (pieces.Begin(piece) - pieces.Begin(first)) * patch.stride *
                                          sizes_.storage);
           part.count = pieces.Size(piece);
-          pack(part, to + (piece - begin) * piece_bytes + kernels_.Steps(l) * step_bytes);
+          char* const packed = to + (piece - begin) * piece_bytes + kernels_.Steps(l) * step_bytes;
+          pack(part, packed);
+          ZeroRows(inactive, step_bytes, packed);
         }
+      }
+    }
+  }
+
+  // Makes these rows of a packed piece zeros.
+  void ZeroRows(const Inactive& inactive, int64_t step_bytes, char* packed) const {
+    const bool are_pairs = kernels_.steps_of_two_k == 1;
+    for (int64_t i = 0; i < inactive.count; ++i) {
+      const int64_t l = inactive.rows[i];
+      char* const step = packed + l * kernels_.steps_of_two_k / 2 * step_bytes;
+      if (!are_pairs) {
+        std::memset(step, 0, kernels_.Steps(1) * step_bytes);
+        continue;
+      }
+      const int64_t half = kernels_.element_size / 2;
+      for (int64_t at = l % 2 * half; at < step_bytes; at += 2 * half) {
+        std::memset(step + at, 0, half);
       }
     }
   }
@@ -444,7 +487,20 @@ class BatchedProduct {
   // The epilogue, on sums that the first cache still holds.
   void Finish(const Matrix& matrix, const Sums& sums, int64_t row, int64_t rows, int64_t column,
               int64_t columns) const {
-    if (sums_place_ == SumsPlace::kC && epilogue_.empty()) return;
+    if (sums_place_ != SumsPlace::kC || !epilogue_.keeps_sums()) {
+      WriteOut(matrix, sums, row, rows, column, columns);
+    }
+    if (epilogue_.active == nullptr) return;
+    const int64_t first = matrix.offsets.c + row * p_.c.row_stride;
+    const Inactive inactive = FindInactive(epilogue_.active + matrix.first_row + row, rows);
+    for (int64_t i = 0; i < inactive.count; ++i) {
+      const int64_t c = first + inactive.rows[i] * p_.c.row_stride + column;
+      std::memset(At(c_, c * sizes_.storage), 0, columns * sizes_.storage);
+    }
+  }
+
+  void WriteOut(const Matrix& matrix, const Sums& sums, int64_t row, int64_t rows, int64_t column,
+                int64_t columns) const {
     const auto at = [&](const void* data, int64_t element) {
       return data == nullptr ? nullptr : const_cast<char*>(At(data, element * sizes_.storage));
     };
@@ -555,17 +611,17 @@ void AddProduct(DType dtype, const Product& product, double alpha, const Factor&
 }
 
 void AddProducts(DType dtype, const std::vector<Product>& products, double alpha, const Factor& a,
-                 const Factor& b, void* c, Work* work) {
+                 const Factor& b, void* c, const Epilogue& epilogue, Work* work) {
   if (static_cast<int64_t>(products.size()) < 2 * work->workers()) {
     for (const Product& product : products) {
-      AddProduct(dtype, product, alpha, a, b, c, Epilogue(), work);
+      AddProduct(dtype, product, alpha, a, b, c, epilogue, work);
     }
     return;
   }
   std::vector<BatchedProduct> parts;
   for (const Product& product : products) {
     if (IsEmpty(product)) continue;
-    parts.push_back(MakeProduct(dtype, product, alpha, a, b, c, Epilogue(), /*workers=*/1));
+    parts.push_back(MakeProduct(dtype, product, alpha, a, b, c, epilogue, /*workers=*/1));
   }
   BatchedProduct::AddEachByOneThread(std::move(parts), work);
 }

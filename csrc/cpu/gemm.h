@@ -10,25 +10,27 @@
 
 namespace stopgrad::cpu {
 
-// A factor that is not there as such, in the place of dY: dZ = w dY f'(saved), where `saved` lies
-// as dY does, and w are the weights of dY's rows in memory, 0 or 1. Its elements are computed as
-// they are packed.
+// A factor that is not there as such, in the place of dY: dZ = dY f'(saved), where `saved` lies as
+// dY does. Its elements are computed as they are packed. `active` is 1 or 0 for each of dY's rows
+// in memory; those of 0 are zeros. It goes with a sum over these rows only.
 struct Prologue {
   Activation activation = Activation::kLinear;
   const void* saved = nullptr;      // null where the activation is linear
-  const double* weights = nullptr;  // null where all are 1
+  const uint8_t* active = nullptr;  // null where all are 1
 
-  bool empty() const { return saved == nullptr && weights == nullptr; }
+  bool empty() const { return saved == nullptr && active == nullptr; }
 };
 
 // What happens to the product on its way out: z = alpha A B + bias, y = f(z). `bias` has an element
-// per column of C and goes with dense rows of C only; `z` is a second output of C's shape.
+// per column of C and goes with dense rows of C only; `z` is a second output of C's shape. `active`
+// is 1 or 0 for each row of all of C, dense as well; those of 0 get zeros instead.
 struct Epilogue {
   Activation activation = Activation::kLinear;
   const void* bias = nullptr;
   void* z = nullptr;
+  const uint8_t* active = nullptr;
 
-  bool empty() const { return activation == Activation::kLinear && !bias && !z; }
+  bool keeps_sums() const { return activation == Activation::kLinear && !bias && !z; }
 };
 
 struct Factor {
@@ -47,7 +49,7 @@ void AddProduct(DType dtype, const Product& product, double alpha, const Factor&
 
 // Adds products that write different parts of C.
 void AddProducts(DType dtype, const std::vector<Product>& products, double alpha, const Factor& a,
-                 const Factor& b, void* c, Work* work);
+                 const Factor& b, void* c, const Epilogue& epilogue, Work* work);
 
 }  // namespace stopgrad::cpu
 

@@ -56,25 +56,17 @@ PackSource PackingView::Patch(int64_t offset, int64_t first, int64_t count, int6
   }
   if (row_places == nullptr) offset += first_row * row_stride;
 
-  // Weights are those of all rows of dY, which lie one behind the other. A row list has none that
-  // is 0, and no weights.
-  const double* weights = factor_.prologue.weights;
-  if (weights != nullptr) {
-    weights += offset / row_stride;
-    if (std::all_of(weights, weights + rows, [](double w) { return w != 0; })) weights = nullptr;
-  }
-  const bool computes = factor_.prologue.saved != nullptr;
-  if (!computes && weights == nullptr && row_places == nullptr && col_places == nullptr) {
-    return {At(factor_.data, offset), stride_, k_stride_, conjugate_, count, k, k_left};
-  }
   PackSource patch{memory, cols, cols, conjugate_, count, k, k + slack};
   (across_ ? patch.stride : patch.k_stride) = 1;
-  if (computes) {
+  if (factor_.prologue.saved != nullptr) {
+    // Those of all rows of dY, which lie one behind the other. A list of rows has none of 0.
+    const uint8_t* active = factor_.prologue.active;
+    if (active != nullptr) active += offset / row_stride;
     const ActivationGradientLoop loop =
         GetTarget().elementwise->activation_gradient[static_cast<int>(dtype_)]
                                                     [static_cast<int>(factor_.prologue.activation)];
     loop({At(factor_.data, offset), At(factor_.prologue.saved, offset), memory, nullptr, rows, cols,
-          row_stride, cols, row_places, weights});
+          row_stride, cols, row_places, active, nullptr});
     return patch;
   }
   if (col_places == nullptr && row_places != nullptr &&
@@ -89,9 +81,7 @@ PackSource PackingView::Patch(int64_t offset, int64_t first, int64_t count, int6
     const int64_t row = row_places != nullptr ? row_places[i] : i * row_stride;
     const char* const from = At(factor_.data, offset + row);
     char* const to = memory + i * cols * size_;
-    if (weights != nullptr && weights[i] == 0) {
-      std::memset(to, 0, cols * size_);
-    } else if (col_places != nullptr) {
+    if (col_places != nullptr) {
       GatherElements(dtype_, from, col_places, cols, to);
     } else {
       std::memcpy(to, from, cols * size_);

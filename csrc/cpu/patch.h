@@ -22,9 +22,16 @@ class PackingView {
 
   // Whether k's steps are the rows of memory, so that a row lies across strips or panels.
   bool across() const { return across_; }
-  bool needs_patches() const { return !factor_.prologue.empty() || places_ || k_places_; }
+  bool needs_patches() const { return factor_.prologue.saved || places_ || k_places_; }
   // Whether the elements of a row of memory are those of a list.
   bool gathers_elements() const { return (across_ ? places_ : k_places_) != nullptr; }
+
+  // Which rows of memory from the k-th on are not zeros, where that is still to be applied to what
+  // is packed; else nullptr. Of the matrix that begins `offset` elements behind the first.
+  const uint8_t* Active(int64_t offset, int64_t k) const {
+    if (factor_.prologue.active == nullptr || factor_.prologue.saved != nullptr) return nullptr;
+    return factor_.prologue.active + offset / k_stride_ + k;
+  }
 
   // `count` of i from `first` on and `k` of l from `first_k` on, of the matrix that begins `offset`
   // elements behind the factor's first; k_left as in PackSource. If a patch has to be made it is

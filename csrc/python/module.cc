@@ -211,11 +211,14 @@ GradientScales ParseScales(const std::map<std::string, double>& values) {
 RowWeights ParseRows(const py::object& rows, const Shape& y) {
   RowWeights weights;
   if (rows.is_none()) return weights;
-  const auto array = py::cast<py::array_t<double, py::array::c_style>>(
-      py::module_::import("numpy").attr("asarray")(rows, "float64"));
-  const std::vector<double> values(array.data(), array.data() + array.size());
-  ThrowIfError(MakeRowWeights(values, ShapeOf(array), y, &weights));
-  return weights;
+  const auto make = [&](const auto& array) {
+    ThrowIfError(MakeRowWeights(array.data(), ShapeOf(array), y, &weights));
+    return weights;
+  };
+  if (py::isinstance<py::array_t<bool>>(rows)) {
+    return make(py::cast<py::array_t<bool, py::array::c_style>>(rows));
+  }
+  return make(py::cast<py::array_t<double, py::array::c_style | py::array::forcecast>>(rows));
 }
 
 // From the names of axes to (begin, end, step), end None for all, or an array of indices. Operands
@@ -361,8 +364,8 @@ py::dict Plan(const Shape& a, const Shape& b, const std::string& layout_a,
   result["writes_dz"] = plan.writes_dz;
   result["sums_bias"] = plan.sums_bias;
   result["masks_dz"] = plan.b.masks_dz;
-  result["zero_rows_last"] = plan.a.zero_rows_last;
-  result["pass_rows"] = plan.pass_rows == nullptr ? py::none() : py::cast(*plan.pass_rows);
+  result["masks_da"] = plan.a.masks_result;
+  result["compacts_dz"] = plan.compacts_dz;
   py::dict products;
   products["forward"] = Describe({ForwardProduct(problem)}, 1);
   if (plan.a.runs()) products["a"] = Describe(plan.a.products, plan.a.alpha);

@@ -103,24 +103,22 @@ class PolicyInputs {
   absl::Status ReadRows(const Shape& y, RowWeights* rows) const {
     if (!attributes_.has_rows) return absl::OkStatus();
     const Tensor& tensor = context_->input(first_ + attributes_.scaled.size());
-    std::vector<double> values(tensor.NumElements());
+    const Shape shape = ToShape(tensor.shape());
+    const auto make = [&](const auto* values) {
+      return ToAbsl(MakeRowWeights(values, shape, y, rows));
+    };
     switch (tensor.dtype()) {
       case tensorflow::DT_BOOL:
-        Widen<bool>(tensor, &values);
-        break;
+        return make(tensor.flat<bool>().data());
       case tensorflow::DT_HALF:
-        Widen<Eigen::half>(tensor, &values);
-        break;
+        return make(Widen<Eigen::half>(tensor).data());
       case tensorflow::DT_BFLOAT16:
-        Widen<tensorflow::bfloat16>(tensor, &values);
-        break;
+        return make(Widen<tensorflow::bfloat16>(tensor).data());
       case tensorflow::DT_FLOAT:
-        Widen<float>(tensor, &values);
-        break;
+        return make(tensor.flat<float>().data());
       default:
-        Widen<double>(tensor, &values);
+        return make(tensor.flat<double>().data());
     }
-    return ToAbsl(MakeRowWeights(values, ToShape(tensor.shape()), y, rows));
   }
 
   // Of the operands that are `needed`, the others' shapes need not be known.
@@ -154,9 +152,11 @@ class PolicyInputs {
 
  private:
   template <typename T>
-  static void Widen(const Tensor& tensor, std::vector<double>* values) {
-    const auto from = tensor.flat<T>();
-    for (size_t i = 0; i < values->size(); ++i) (*values)[i] = static_cast<double>(from(i));
+  static std::vector<float> Widen(const Tensor& tensor) {
+    const auto values = tensor.flat<T>();
+    std::vector<float> wide(values.size());
+    for (size_t i = 0; i < wide.size(); ++i) wide[i] = static_cast<float>(values(i));
+    return wide;
   }
 
   const PolicyAttributes& attributes_;

@@ -90,7 +90,7 @@ def test_products_that_are_left(
     # The pass writes dZ of the active rows only, and only for a product to read.
     assert planned["writes_dz"] == (activation != "linear" and len(planned["products"]) > 1)
     if planned["writes_dz"] and rows == "some rows":
-        assert planned["pass_rows"] == np.flatnonzero(ROWS).tolist()
+        assert planned["compacts_dz"]
 
 
 @pytest.mark.parametrize(("layout", "rows", "columns"), [("normal", 5, K), ("adjoint", M, 5)])
@@ -115,7 +115,7 @@ def test_rows_that_hardly_save_anything_are_not_gathered(activation: str, layout
     """Computing all costs less where few rows are left out.
 
     Where the pass writes dZ, it has zeros for them. Where it need not be written, dB's product
-    reads zeros for them, and what they gave to dA becomes zeros in the end, if its rows are rows.
+    reads zeros for them, and what they give to dA becomes zeros on its way out, if its rows are rows.
     """
     rows = np.ones(M, bool)
     rows[7] = False
@@ -124,19 +124,19 @@ def test_rows_that_hardly_save_anything_are_not_gathered(activation: str, layout
     assert sizes(planned) == {"a": [(1, 1, M, K, N)], "b": [(1, 1, N, K, M)]}
     written = activation != "linear" or layout != "normal"
     assert planned["writes_dz"] == written
-    assert planned["pass_rows"] is None
+    assert not planned["compacts_dz"]
     assert planned["masks_dz"] == (not written)
-    assert planned["zero_rows_last"] == (not written)
+    assert planned["masks_da"] == (not written)
 
 
 def test_weights_are_applied_once_as_dz_is_written() -> None:
     weights = np.where(ROWS, 0.5, 1.0)
     planned = plan(rows=weights)
     assert planned["writes_dz"]
-    assert planned["pass_rows"] is None
+    assert not planned["compacts_dz"]
     assert sizes(planned) == {"a": [(1, 1, M, K, N)], "b": [(1, 1, N, K, M)]}
     planned = plan(rows=np.where(ROWS, 0.5, 0.0))
-    assert planned["pass_rows"] == np.flatnonzero(ROWS).tolist()
+    assert planned["compacts_dz"]
     assert sizes(planned) == {"a": [(1, 1, 50, K, N)], "b": [(1, 1, N, K, 50)]}
 
 
@@ -148,7 +148,7 @@ def test_bias_gradient_sums_active_rows_alone() -> None:
     planned = plan(needed=["bias"], rows=ROWS, activation="gelu")
     assert planned["sums_bias"]
     assert not planned["writes_dz"]
-    assert planned["pass_rows"] == np.flatnonzero(ROWS).tolist()
+    assert not planned["compacts_dz"]
     assert not plan(needed=["bias"], rows=np.zeros(M))["pass_over_dy"]
     assert not plan(needed=["bias"], regions={"bias": (3, 3, 1)})["pass_over_dy"]
 
@@ -189,7 +189,7 @@ def test_a_matrix_that_a_batch_shares_gets_the_rows_of_all() -> None:
         "b": [(1, 1, N, K, M // 5)] * 3,
     }
     assert planned["writes_dz"]
-    assert planned["pass_rows"] is None
+    assert not planned["compacts_dz"]
 
 
 @pytest.mark.parametrize("seed", range(8))
