@@ -204,13 +204,21 @@ def _sizes(operand: tf.Tensor | tf.TensorShape) -> tf.Tensor:
 
 
 def _zeros(name: str, dy: tf.Tensor, kept: Kept) -> tf.Tensor:
-    if name == "bias":
-        return tf.zeros(_sizes(dy)[-1:], dy.dtype)
-    sizes = _sizes(_factor(name, kept))
+    shape = dy.shape[-1:] if name == "bias" else _shape(_factor(name, kept))
     if name in kept.options.policy.indexed_slices:
-        selected = tf.shape(kept.indices[f"{name}_rows"], tf.int64)
-        sizes = tf.concat([selected, sizes[1:]], axis=0)
-    return tf.zeros(sizes, dy.dtype)
+        shape = kept.indices[f"{name}_rows"].shape.concatenate(shape[1:])
+
+    def in_steps() -> tf.Tensor:
+        if shape.is_fully_defined():
+            return tf.zeros(shape, dy.dtype)
+        sizes = _sizes(dy)[-1:] if name == "bias" else _sizes(_factor(name, kept))
+        if name in kept.options.policy.indexed_slices:
+            selected = tf.shape(kept.indices[f"{name}_rows"], tf.int64)
+            sizes = tf.concat([selected, sizes[1:]], axis=0)
+        return tf.zeros(sizes, dy.dtype)
+
+    # In a graph these are constants that TensorFlow knows; eagerly they would be written each time.
+    return _tensorflow.run_op("StopgradOp>Zeros", (), ("T", dy.dtype, "shape", shape), in_steps)
 
 
 def _run_gradient_op(

@@ -48,8 +48,12 @@ def read_scales(policy: GradientPolicy, steering: Steering | None) -> list[tf.Te
 
     In eager mode that is a number, elsewhere a tensor of float64.
     """
-    at_run_time = iter(() if steering is None else steering.scales)
-    return [_read_scale(next(at_run_time)) if scale is None else scale for scale in policy.scales]
+    at_run_time = () if steering is None else steering.scales
+    # Where one scale is that of several operands it is read once.
+    different = {id(scale): scale for scale in at_run_time}
+    read = {number: _read_scale(scale) for number, scale in different.items()}
+    values = iter([read[id(scale)] for scale in at_run_time])
+    return [next(values) if scale is None else scale for scale in policy.scales]
 
 
 def _read_scale(scale: Any) -> tf.Tensor | float:

@@ -385,6 +385,26 @@ class FusedMatMulGradOp : public OpKernel {
   GradientAttributes attributes_;
 };
 
+class ZerosOp : public OpKernel {
+ public:
+  explicit ZerosOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("shape", &shape_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    if (const Tensor fresh = FreshZeros(output_type(0), shape_); fresh.IsInitialized()) {
+      context->set_output(0, fresh);
+      return;
+    }
+    Tensor* zeros = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(0, shape_, &zeros));
+    std::memset(zeros->data(), 0, zeros->TotalBytes());
+  }
+
+ private:
+  TensorShape shape_;
+};
+
 // One kernel class serves every dtype; TensorFlow wants a registration for each value of "T".
 template <typename Kernel>
 void Register(const char* op, tensorflow::DataType type = tensorflow::DT_INVALID) {
@@ -402,6 +422,7 @@ const bool registered = [] {
     Register<FusedMatMulOp>("StopgradOp>FusedMatMul", pair.tensorflow);
     if (HasGradients(pair.dtype)) {
       Register<FusedMatMulGradOp>("StopgradOp>FusedMatMulGrad", pair.tensorflow);
+      Register<ZerosOp>("StopgradOp>Zeros", pair.tensorflow);
     }
   }
   return true;

@@ -371,4 +371,16 @@ gradients: In the order of `needed`, zeros outside of a trainable region; "z" is
 indexed_slices: Operands whose result is the selected rows alone.
 )doc");
 
+REGISTER_OP("StopgradOp>Zeros")
+    .Output("zeros: T")
+    .Attr("T: {float, double, half, bfloat16, complex64, complex128}")
+    .Attr("shape: shape")
+    .SetIsStateful()  // else all eager calls get one tensor, and what one writes the others see
+    .SetShapeFn(tensorflow::shape_inference::ExplicitShape)
+    .Doc(R"doc(
+Zeros that take no memory until somebody writes to them, for eager gradients that are nothing else.
+
+shape: Fully defined.
+)doc");
+
 }  // namespace stopgrad::tensorflow_ops
