@@ -210,6 +210,7 @@ def describe() -> dict[str, object]:
         "distribution": installed.distribution,
         **facts,
         "framework_library": _library(folder, "tensorflow_framework"),
+        "cc_library": _library(folder, "tensorflow_cc"),
     }
 
 

@@ -6,7 +6,7 @@ if(stopgrad_failed)
   message(FATAL_ERROR "${stopgrad_error}")
 endif()
 
-foreach(key distribution version include_dir cxx_standard framework_library)
+foreach(key distribution version include_dir cxx_standard framework_library cc_library)
   string(JSON stopgrad_${key} GET "${stopgrad_tensorflow}" ${key})
 endforeach()
 set(TensorFlow_VERSION "${stopgrad_version}")
@@ -29,3 +29,19 @@ target_compile_features(TensorFlow::framework INTERFACE cxx_std_${stopgrad_cxx_s
 # TensorFlow is built with it, and the inline functions in its headers have to agree with that.
 target_compile_definitions(TensorFlow::framework INTERFACE NDEBUG)
 message(STATUS "TensorFlow: ${TensorFlow_DISTRIBUTION} ${TensorFlow_VERSION}")
+
+# TensorFlow::xla adds its compiler, unless TensorFlow_XLA_MISSING says why that cannot be used.
+set(TensorFlow_XLA_MISSING "")
+if(NOT EXISTS "${stopgrad_include_dir}/external/llvm-project")
+  set(TensorFlow_XLA_MISSING
+    "the headers of ${TensorFlow_DISTRIBUTION} ${TensorFlow_VERSION} lack LLVM's, which XLA's include")
+  message(STATUS "Without XLA (jit_compile=True): ${TensorFlow_XLA_MISSING}")
+  return()
+endif()
+add_library(TensorFlow::xla SHARED IMPORTED)
+set_target_properties(TensorFlow::xla PROPERTIES IMPORTED_LOCATION "${stopgrad_cc_library}")
+# Of these, XLA's own headers include some without the folders in between.
+target_include_directories(TensorFlow::xla SYSTEM INTERFACE
+  "${stopgrad_include_dir}/external/highwayhash"
+  "${stopgrad_include_dir}/external/farmhash_archive/src")
+target_link_libraries(TensorFlow::xla INTERFACE TensorFlow::framework)

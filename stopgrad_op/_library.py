@@ -1,4 +1,4 @@
-"""Load the compiled parts: the kernels, and the ops that TensorFlow runs them through.
+"""Load the compiled parts: the kernels, and the ops that TensorFlow runs or compiles them through.
 
 A library of ops is tied to one minor version of TensorFlow and one C++ ABI. Both are compared
 before the library is loaded, because the loader's own complaint would be an undefined symbol.
@@ -26,6 +26,7 @@ class BuildInfo(TypedDict):
     version: str
     tensorflow: str | None
     tensorflow_distribution: str | None
+    xla_missing: str | None
     cxx11_abi: int
     compiler: str
     instructions: str
@@ -72,7 +73,9 @@ def check_compatible(built: TensorFlowAbi, running: TensorFlowAbi) -> None:
         )
 
 
-OPS_LIBRARY = "libstopgrad_ops.so"  # beside the kernels
+# Beside the kernels.
+OPS_LIBRARY = "libstopgrad_ops.so"
+XLA_LIBRARY = "libstopgrad_xla.so"
 
 
 @cache
@@ -122,8 +125,34 @@ def load_ops() -> ModuleType:
             f" pip install '{built['tensorflow_distribution']}=={built_abi.interface}'"
         ) from error
     check_compatible(built_abi, TensorFlowAbi(tf.version.VERSION, int(tf.sysconfig.CXX11_ABI_FLAG)))
-    path = Path(str(load_kernels().__file__)).with_name(OPS_LIBRARY)
+    path = _path_of(OPS_LIBRARY)
     if not path.exists():
         raise ImportError(f"stopgrad_op has lost its ops, {path}. Install it again: {REINSTALL}")
     ops: ModuleType = tf.load_op_library(str(path))
+    load_xla()
     return ops
+
+
+@cache
+def load_xla() -> str | None:
+    """Let XLA compile the ops.
+
+    Returns
+    -------
+    str or None
+        Why it cannot; the ops run without it.
+    """
+    if missing := build_info()["xla_missing"]:
+        return missing
+    import tensorflow as tf
+
+    path = _path_of(XLA_LIBRARY)
+    try:
+        tf.load_library(str(path))
+    except (OSError, tf.errors.OpError) as error:
+        return f"{path} cannot be loaded: {str(error).splitlines()[0]}"
+    return None
+
+
+def _path_of(library: str) -> Path:
+    return Path(str(load_kernels().__file__)).with_name(library)

@@ -405,6 +405,7 @@ py::dict BuildInfo() {
   info["version"] = STOPGRAD_VERSION;
   info["tensorflow"] = NoneIfEmpty(STOPGRAD_TENSORFLOW_VERSION);
   info["tensorflow_distribution"] = NoneIfEmpty(STOPGRAD_TENSORFLOW_DISTRIBUTION);
+  info["xla_missing"] = NoneIfEmpty(STOPGRAD_XLA_MISSING);
   info["cxx11_abi"] = static_cast<int>(_GLIBCXX_USE_CXX11_ABI);
   info["compiler"] = STOPGRAD_COMPILER;
   info["instructions"] = cpu::GetTarget().name;
