@@ -29,7 +29,9 @@ collect_ignore = [] if _HAS_TENSORFLOW else ["ops"]
 def pytest_report_header() -> str:
     info = sg.build_info()
     built_for = f"TensorFlow {info['tensorflow']}" if _HAS_TENSORFLOW else "no TensorFlow, no ops"
-    return f"stopgrad_op {info['version']} for {built_for}, {info['instructions']}"
+    missing = sg.build_info()["xla_missing"]
+    without = f", without XLA: {missing}" if missing else ""
+    return f"stopgrad_op {info['version']} for {built_for}, {info['instructions']}{without}"
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from stopgrad_op._library import load_xla
+
 Array = np.ndarray[Any, Any]
 Function = Callable[..., Any]
 Gradients = list["Array | None"]
@@ -54,6 +56,20 @@ class TapeInFunction(Eager):
         return tf.function(lambda inputs, dy: tape(function, inputs, dy))(inputs, dy)
 
 
+class Compiled(Eager):
+    """Forward and backward pass are one `tf.function` that XLA compiles."""
+
+    name = "compiled"
+
+    def run(self, function: Function, *inputs: Array) -> Array:
+        return super().run(tf.function(function, jit_compile=True), *inputs)
+
+    def _tape(self, function: Function, inputs: list[tf.Tensor], dy: tf.Tensor) -> Any:
+        tape = super()._tape
+        compiled = tf.function(lambda inputs, dy: tape(function, inputs, dy), jit_compile=True)
+        return compiled(inputs, dy)
+
+
 class TapeOutsideFunction(TapeInFunction):
     """An eager tape watches a `tf.function`, which keeps what backward may read."""
 
@@ -91,8 +107,16 @@ class Graph:
 
 
 Mode = Eager | Graph
-MODES: tuple[Mode, ...] = (Eager(), TapeInFunction(), TapeOutsideFunction(), Graph())
-EAGER, IN_FUNCTION, OUTSIDE_FUNCTION, GRAPH = MODES
+EAGER, IN_FUNCTION, OUTSIDE_FUNCTION, GRAPH = (
+    Eager(),
+    TapeInFunction(),
+    TapeOutsideFunction(),
+    Graph(),
+)
+COMPILED = Compiled()
+# Those in which the kernels run, and count what they do; XLA makes kernels of its own.
+KERNEL_MODES: tuple[Mode, ...] = (EAGER, IN_FUNCTION, OUTSIDE_FUNCTION, GRAPH)
+MODES: tuple[Mode, ...] = KERNEL_MODES if load_xla() else (*KERNEL_MODES, COMPILED)
 
 
 def mode_id(mode: Mode) -> str:

@@ -41,10 +41,11 @@ XlaOp TanhOfGelu(XlaOp z) {
 }  // namespace
 
 XlaOp Value(Activation activation, XlaOp z) {
+  if (activation == Activation::kLinear) return z;  // integers too, which have no half
   const XlaOp zero = Number(z, 0), one = Number(z, 1), half = Number(z, 0.5);
   switch (activation) {
     case Activation::kLinear:
-      return z;
+      break;
     case Activation::kRelu:
       return xla::Max(z, zero);
     case Activation::kRelu6:

@@ -20,9 +20,13 @@ using tensorflow::TensorShape;
 using tensorflow::XlaOpKernelContext;
 using namespace tensorflow_ops;
 
-Precision PrecisionOfFloat32() {
-  return tensorflow::tensor_float_32_execution_enabled() ? xla::PrecisionConfig::DEFAULT
-                                                         : xla::PrecisionConfig::HIGHEST;
+constexpr const char* kCpu = "XLA_CPU_JIT";
+constexpr const char* kGpu = "XLA_GPU_JIT";
+
+DotOptions DotsOn(const std::string& device) {
+  return {tensorflow::tensor_float_32_execution_enabled() ? xla::PrecisionConfig::DEFAULT
+                                                          : xla::PrecisionConfig::HIGHEST,
+          /*widens_factors=*/device == kCpu};
 }
 
 // The tensors of a list of inputs.
@@ -61,7 +65,8 @@ absl::Status CheckRowsOf(XlaOpKernelContext* context, const Shape& y) {
 
 class FusedMatMulOp : public tensorflow::XlaOpKernel {
  public:
-  explicit FusedMatMulOp(OpKernelConstruction* context) : XlaOpKernel(context) {
+  explicit FusedMatMulOp(OpKernelConstruction* context)
+      : XlaOpKernel(context), device_(context->device_type().type_string()) {
     OP_REQUIRES_OK(context, ReadProductAttributes(context, &product_));
   }
 
@@ -73,19 +78,21 @@ class FusedMatMulOp : public tensorflow::XlaOpKernel {
                                             a.shape(0), b.shape(0), &problem)));
     if (bias.count() > 0) OP_REQUIRES_OK(context, ToAbsl(CheckBias(problem, bias.shape(0))));
     OP_REQUIRES_OK(context, CheckRowsOf(context, problem.ShapeOfY()));
-    const Forward result = LowerForward(problem, product_.activation, PrecisionOfFloat32(), a.op(0),
+    const Forward result = LowerForward(problem, product_.activation, DotsOn(device_), a.op(0),
                                         b.op(0), bias.optional());
     context->SetOutput(0, result.y);
     if (context->num_outputs() > 1) context->SetOutput(1, result.z);
   }
 
  private:
+  const std::string device_;
   ProductAttributes product_;
 };
 
 class FusedMatMulGradOp : public tensorflow::XlaOpKernel {
  public:
-  explicit FusedMatMulGradOp(OpKernelConstruction* context) : XlaOpKernel(context) {
+  explicit FusedMatMulGradOp(OpKernelConstruction* context)
+      : XlaOpKernel(context), device_(context->device_type().type_string()) {
     OP_REQUIRES_OK(context, ReadProductAttributes(context, &product_));
     OP_REQUIRES_OK(context, ReadPolicyAttributes(context, &policy_));
     OP_REQUIRES_OK(context, ReadGradientAttributes(context, product_, &attributes_));
@@ -122,7 +129,7 @@ class FusedMatMulGradOp : public tensorflow::XlaOpKernel {
 
     const BackwardOps ops{dy.op(0), a.optional(), b.optional(), saved.optional()};
     GradientLowering lowering(product_.dtype, has_products ? &problem : nullptr,
-                              product_.activation, PrecisionOfFloat32(), policy, ops);
+                              product_.activation, DotsOn(device_), policy, ops);
     for (size_t i = 0; i < attributes_.needed.size(); ++i) {
       context->SetOutput(i, lowering.Lower(attributes_.needed[i]));
     }
@@ -200,6 +207,7 @@ class FusedMatMulGradOp : public tensorflow::XlaOpKernel {
     return absl::OkStatus();
   }
 
+  const std::string device_;
   ProductAttributes product_;
   PolicyAttributes policy_;
   GradientAttributes attributes_;
@@ -208,7 +216,7 @@ class FusedMatMulGradOp : public tensorflow::XlaOpKernel {
 // Not by REGISTER_XLA_OP: what that registers after XLA has compiled something is not found.
 template <typename Kernel>
 void Register(const char* op) {
-  for (const char* device : {"XLA_CPU_JIT", "XLA_GPU_JIT"}) {
+  for (const char* device : {kCpu, kGpu}) {
     tensorflow::kernel_factory::OpKernelRegistrar(
         tensorflow::KernelDefBuilder(op).Device(device).Build(), op,
         [](OpKernelConstruction* context) -> tensorflow::OpKernel* { return new Kernel(context); });

@@ -88,16 +88,21 @@ Labeled DropOnes(XlaOp op, const Shape& shape, const Labels& labels) {
 }
 
 // The sum of products over all labels that the result does not have, in the wide type.
-XlaOp Multiply(DType dtype, Precision precision, const Labeled& x, const Labeled& y,
-               const Labels& labels) {
+XlaOp Multiply(DType dtype, DotOptions dots, Labeled x, Labeled y, const Labels& labels) {
   // Einsum wants labels that are not negative.
   const auto shifted = [](Labels labels) {
     for (int64_t& label : labels) label += 3;
     return labels;
   };
-  const bool widens = WideType(dtype) != StoredType(dtype);
-  return xla::Einsum(x.op, shifted(x.labels), y.op, shifted(y.labels), shifted(labels), precision,
-                     widens ? std::optional<PrimitiveType>(WideType(dtype)) : std::nullopt);
+  const PrimitiveType wide = WideType(dtype);
+  std::optional<PrimitiveType> sum_type;
+  if (wide != StoredType(dtype)) sum_type = wide;
+  if (sum_type && dots.widens_factors) {
+    x.op = Convert(x.op, wide);
+    y.op = Convert(y.op, wide);
+  }
+  return xla::Einsum(x.op, shifted(x.labels), y.op, shifted(y.labels), shifted(labels),
+                     dots.precision, sum_type);
 }
 
 int64_t RowLabel(Layout layout, bool of_a) {
@@ -239,14 +244,14 @@ XlaOp Scaled(XlaOp scale, const std::vector<XlaOp>& operands, const Compute& com
 
 }  // namespace
 
-Forward LowerForward(const MatMulProblem& problem, Activation activation, Precision precision,
-                     XlaOp a, XlaOp b, std::optional<XlaOp> bias) {
+Forward LowerForward(const MatMulProblem& problem, Activation activation, DotOptions dots, XlaOp a,
+                     XlaOp b, std::optional<XlaOp> bias) {
   const DType dtype = problem.dtype;
   if (problem.layout_a == Layout::kAdjoint && IsComplex(dtype)) a = xla::Conj(a);
   if (problem.layout_b == Layout::kAdjoint && IsComplex(dtype)) b = xla::Conj(b);
   const Shape shape = problem.ShapeOfY();
   const Labels labels = WithoutOnes(LabelsOfY(problem), shape);
-  XlaOp z = Multiply(dtype, precision, DropOnes(a, problem.shape_a, LabelsOfOperand(problem, true)),
+  XlaOp z = Multiply(dtype, dots, DropOnes(a, problem.shape_a, LabelsOfOperand(problem, true)),
                      DropOnes(b, problem.shape_b, LabelsOfOperand(problem, false)), labels);
   z = ReshapeUnlessEqual(z, shape, labels.size());
   if (bias) {
@@ -257,12 +262,12 @@ Forward LowerForward(const MatMulProblem& problem, Activation activation, Precis
 }
 
 GradientLowering::GradientLowering(DType dtype, const MatMulProblem* problem, Activation activation,
-                                   Precision precision, const LoweredPolicy& policy,
+                                   DotOptions dots, const LoweredPolicy& policy,
                                    const BackwardOps& ops)
     : dtype_(dtype),
       problem_(problem),
       activation_(activation),
-      precision_(precision),
+      dots_(dots),
       policy_(policy),
       ops_(ops),
       zeros_(FindZeros(policy.policy)) {}
@@ -382,7 +387,7 @@ XlaOp GradientLowering::LowerFactor(bool of_a) {
     restrict(operand.labels[row_dim], rows_inside);
     restrict(operand.labels[row_dim + 1], columns_inside);
     const Labels labels = WithoutOnes(operand.labels, operand.shape);
-    XlaOp result = Multiply(dtype_, precision_, dz, other, labels);
+    XlaOp result = Multiply(dtype_, dots_, dz, other, labels);
     if (conjugates_result) result = xla::Conj(result);
     if (scale) {
       result = result * Convert(operands[next], WideType(dtype_));

@@ -20,15 +20,21 @@ using xla::XlaOp;
 // The fused matmul and its gradients as HLO: dots, elementwise operations and selects, which XLA
 // fuses, shards and simplifies like any others. There is no custom call.
 
-// How float32 is multiplied: as TensorFlow's switch for TF32 says.
-using Precision = xla::PrecisionConfig::Precision;
+// What decides how a dot is written.
+struct DotOptions {
+  // Of float32: as TensorFlow's switch for TF32 says.
+  xla::PrecisionConfig::Precision precision = xla::PrecisionConfig::HIGHEST;
+  // Whether factors of 16 bits are widened before the dot. XLA has no dots of these with float32
+  // sums for CPUs, and fast ones for GPUs.
+  bool widens_factors = false;
+};
 
 struct Forward {
   XlaOp y;
   XlaOp z;  // f(z) = y
 };
-Forward LowerForward(const MatMulProblem& problem, Activation activation, Precision precision,
-                     XlaOp a, XlaOp b, std::optional<XlaOp> bias);
+Forward LowerForward(const MatMulProblem& problem, Activation activation, DotOptions dots, XlaOp a,
+                     XlaOp b, std::optional<XlaOp> bias);
 
 // What a call asks of its gradients. XLA knows some of it when it compiles, which is in the policy,
 // and the rest when the program runs. Row weights are of the latter: HLO has no shapes that depend
@@ -53,7 +59,7 @@ struct BackwardOps {
 class GradientLowering {
  public:
   GradientLowering(DType dtype, const MatMulProblem* problem, Activation activation,
-                   Precision precision, const LoweredPolicy& policy, const BackwardOps& ops);
+                   DotOptions dots, const LoweredPolicy& policy, const BackwardOps& ops);
 
   XlaOp Lower(const std::string& name);
 
@@ -69,7 +75,7 @@ class GradientLowering {
   DType dtype_;
   const MatMulProblem* problem_;
   Activation activation_;
-  Precision precision_;
+  DotOptions dots_;
   const LoweredPolicy& policy_;
   const BackwardOps& ops_;
   GradientNeeds zeros_;

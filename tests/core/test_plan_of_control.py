@@ -115,7 +115,8 @@ def test_rows_that_hardly_save_anything_are_not_gathered(activation: str, layout
     """Computing all costs less where few rows are left out.
 
     Where the pass writes dZ, it has zeros for them. Where it need not be written, dB's product
-    reads zeros for them, and what they give to dA becomes zeros on its way out, if its rows are rows.
+    reads zeros for them, and what they give to dA becomes zeros on its way out, if its rows are
+    rows.
     """
     rows = np.ones(M, bool)
     rows[7] = False

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
-from modes import EAGER, GRAPH, IN_FUNCTION, MODES, OUTSIDE_FUNCTION, Mode, mode_id
+from modes import EAGER, GRAPH, IN_FUNCTION, KERNEL_MODES, MODES, OUTSIDE_FUNCTION, Mode, mode_id
 
 import stopgrad_op as sg
 
 v1 = tf.compat.v1
 every_mode = pytest.mark.parametrize("mode", MODES, ids=mode_id)
+every_kernel_mode = pytest.mark.parametrize("mode", KERNEL_MODES, ids=mode_id)
 OPERANDS = ("a", "b", "bias")
 M, K, N = 5, 7, 3
 FLOPS = 2 * M * K * N
@@ -39,7 +40,7 @@ def backward() -> tuple[int, int]:
     return stats["products"], stats["flops"]
 
 
-@every_mode
+@every_kernel_mode
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 @pytest.mark.parametrize(
     ("stop_gradient", "blocked"),
@@ -78,7 +79,7 @@ def test_blocked_operand_has_no_gradient_and_runs_no_product(
     }
 
 
-@every_mode
+@every_kernel_mode
 @pytest.mark.parametrize("scaled", [*OPERANDS, None])
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 def test_scale_zero_gives_zeros_and_runs_no_product(
@@ -109,7 +110,7 @@ def test_a_blocked_operand_may_be_scaled_too(rng: np.random.Generator, mode: Mod
     assert gradients[1] is None
 
 
-@every_mode
+@every_kernel_mode
 def test_operations_of_batches_and_complex_numbers_are_counted(mode: Mode) -> None:
     a, b = np.ones((4, M, K), np.complex64), np.ones((3, 1, K, N), np.complex64)
     sg.reset_kernel_stats()

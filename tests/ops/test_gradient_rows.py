@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
-from modes import MODES, Mode, mode_id
+from modes import KERNEL_MODES, MODES, Mode, mode_id
 from reference import COMPLEX, FLOATING
 
 import stopgrad_op as sg
 
 v1 = tf.compat.v1
 every_mode = pytest.mark.parametrize("mode", MODES, ids=mode_id)
+every_kernel_mode = pytest.mark.parametrize("mode", KERNEL_MODES, ids=mode_id)
 in_both = pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "function"])
 OPERANDS = ("a", "b", "bias")
 M, K, N = 5, 7, 3
@@ -93,7 +94,7 @@ def test_what_stands_in_a_row_at_zero_does_not_matter(
     check(mode, arrays, dy, rows, activation)
 
 
-@every_mode
+@every_kernel_mode
 def test_products_run_on_the_rows_that_are_left(rng: np.random.Generator, mode: Mode) -> None:
     rows = np.zeros(256, bool)
     rows[64:128] = True

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
-from modes import MODES, Mode, mode_id
+from modes import KERNEL_MODES, MODES, Mode, mode_id
 from reference import COMPLEX, FLOATING
 
 import stopgrad_op as sg
 
 v1 = tf.compat.v1
 every_mode = pytest.mark.parametrize("mode", MODES, ids=mode_id)
+every_kernel_mode = pytest.mark.parametrize("mode", KERNEL_MODES, ids=mode_id)
 in_both = pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "function"])
 OPERANDS = ("a", "b", "bias")
 M, K, N = 5, 7, 3
@@ -30,7 +31,7 @@ def backward_products() -> int:
     return sg.kernel_stats()["backward"]["products"]
 
 
-@every_mode
+@every_kernel_mode
 @pytest.mark.parametrize("scaled", [*OPERANDS, None])
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 def test_zero_gives_zeros_and_runs_no_product(

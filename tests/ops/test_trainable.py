@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
-from modes import EAGER, MODES, Mode, mode_id
+from modes import EAGER, KERNEL_MODES, MODES, Mode, mode_id
 from reference import COMPLEX, FLOATING, LAYOUTS
 
 import stopgrad_op as sg
 
 v1 = tf.compat.v1
 every_mode = pytest.mark.parametrize("mode", MODES, ids=mode_id)
+every_kernel_mode = pytest.mark.parametrize("mode", KERNEL_MODES, ids=mode_id)
 in_both = pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "function"])
 OPERANDS = ("a", "b", "bias")
 M, K, N = 5, 7, 4
@@ -47,7 +48,7 @@ def inputs(rng: np.random.Generator) -> list[np.ndarray[Any, Any]]:
     return [rng.standard_normal(shape) for shape in ((M, K), (K, N), (N,))]
 
 
-@every_mode
+@every_kernel_mode
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 @pytest.mark.parametrize("region", REGIONS_OF_B)
 def test_only_the_region_learns_and_only_its_product_runs(

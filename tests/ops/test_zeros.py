@@ -57,7 +57,7 @@ def test_the_op_takes_any_shape(shape: tuple[int, ...]) -> None:
 
 
 def test_a_shape_that_is_not_known_is_an_error() -> None:
-    with pytest.raises((tf.errors.InvalidArgumentError, ValueError, TypeError), match="[Ss]hape"):
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError, TypeError), match=r"[Ss]hape"):
         load_ops().stopgrad_op_zeros(T=tf.float32, shape=[None, 3])
 
 
