@@ -181,9 +181,11 @@ def _gradients(
             run([name], dz, "linear")
     for name in kept.options.policy.indexed_slices:
         if name in results:
-            results[name] = tf.IndexedSlices(
-                results[name], kept.indices[f"{name}_rows"], _sizes(_factor(name, kept))
-            )
+            # The identity, because a compiled function cannot return a constant of the one before
+            # it as it got it.
+            indices = tf.identity(kept.indices[f"{name}_rows"])
+            sizes = _sizes(_factor(name, kept))
+            results[name] = tf.IndexedSlices(results[name], indices, sizes)
     return results
 
 

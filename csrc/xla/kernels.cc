@@ -201,7 +201,7 @@ class FusedMatMulGradOp : public tensorflow::XlaOpKernel {
         part.num_indices = static_cast<int64_t>(values.size());
         if (auto s = select(part); !s.ok()) return s;
       } else {
-        policy->indices[&axis - kRegionAxes] = indices.op(i);
+        policy->indices[axis.name] = indices.op(i);
       }
     }
     return absl::OkStatus();

@@ -313,43 +313,31 @@ XlaOp GradientLowering::Dz() {
   return *dz_;
 }
 
-// The axes of an operand's region, what they select, and where.
-struct GradientLowering::Operand {
-  const char* name;
-  Shape shape;  // as stored
-  Labels labels;
-  bool is_compact;
-  const Regions& regions;
-  const LoweredPolicy& policy;
+namespace {
 
-  std::optional<Chosen> Rows() const { return Along(true); }
-  std::optional<Chosen> Columns() const { return Along(false); }
-  std::optional<Chosen> Along(bool rows) const {
-    for (size_t i = 0; i < std::size(kRegionAxes); ++i) {
-      const RegionAxis& axis = kRegionAxes[i];
-      if (axis.operand != std::string(name) || axis.is_rows != rows) continue;
-      return Chosen{regions.*axis.selection, policy.indices[i]};
-    }
-    return std::nullopt;
-  }
-};
+// What the region of an operand selects along its rows or columns.
+Chosen Along(RegionAxis::Of of, bool is_rows, const LoweredPolicy& policy) {
+  const RegionAxis& axis = *std::find_if(
+      std::begin(kRegionAxes), std::end(kRegionAxes),
+      [&](const RegionAxis& axis) { return axis.of == of && axis.is_rows == is_rows; });
+  return {policy.policy.regions.*axis.selection, policy.IndicesOf(axis)};
+}
+
+}  // namespace
 
 XlaOp GradientLowering::LowerFactor(bool of_a) {
   const MatMulProblem& problem = *problem_;
-  const Regions& regions = policy_.policy.regions;
-  const Operand operand{of_a ? "a" : "b",
-                        of_a ? problem.shape_a : problem.shape_b,
-                        LabelsOfOperand(problem, of_a),
-                        of_a ? policy_.policy.compact_a : policy_.policy.compact_b,
-                        regions,
-                        policy_};
-  const Chosen rows = *operand.Rows();
-  const Chosen columns = *operand.Columns();
-  Shape result_shape = operand.shape;
-  const size_t row_dim = operand.shape.size() - 2;
-  if (operand.is_compact) {
+  const RegionAxis::Of of = of_a ? RegionAxis::Of::kA : RegionAxis::Of::kB;
+  const Chosen rows = Along(of, /*is_rows=*/true, policy_);
+  const Chosen columns = Along(of, /*is_rows=*/false, policy_);
+  const Shape& stored = of_a ? problem.shape_a : problem.shape_b;
+  const Labels labels_of_stored = LabelsOfOperand(problem, of_a);
+  const bool is_compact = of_a ? policy_.policy.compact_a : policy_.policy.compact_b;
+  const size_t row_dim = stored.size() - 2;
+  Shape result_shape = stored;
+  if (is_compact) {
     result_shape[row_dim] =
-        rows.indices ? ShapeOf(*rows.indices)[0] : rows.selection.Count(operand.shape[row_dim]);
+        rows.indices ? ShapeOf(*rows.indices)[0] : rows.selection.Count(stored[row_dim]);
   }
   if (of_a ? zeros_.a : zeros_.b) {
     return xla::Broadcast(xla::Zero(ops_.dy.builder(), StoredType(dtype_)), result_shape);
@@ -384,9 +372,9 @@ XlaOp GradientLowering::LowerFactor(bool of_a) {
       Labeled& factor = dz.DimOf(label) < static_cast<int64_t>(dz.labels.size()) ? dz : other;
       factor.op = Take(factor.op, factor.DimOf(label), chosen);
     };
-    restrict(operand.labels[row_dim], rows_inside);
-    restrict(operand.labels[row_dim + 1], columns_inside);
-    const Labels labels = WithoutOnes(operand.labels, operand.shape);
+    restrict(labels_of_stored[row_dim], rows_inside);
+    restrict(labels_of_stored[row_dim + 1], columns_inside);
+    const Labels labels = WithoutOnes(labels_of_stored, stored);
     XlaOp result = Multiply(dtype_, dots_, dz, other, labels);
     if (conjugates_result) result = xla::Conj(result);
     if (scale) {
@@ -396,8 +384,8 @@ XlaOp GradientLowering::LowerFactor(bool of_a) {
     }
     result = Convert(result, StoredType(dtype_));
     const int64_t row = labels.size() - 2;
-    if (!operand.is_compact) result = Place(result, row, rows_inside, operand.shape[row_dim]);
-    result = Place(result, row + 1, columns_inside, operand.shape[row_dim + 1]);
+    if (!is_compact) result = Place(result, row, rows_inside, stored[row_dim]);
+    result = Place(result, row + 1, columns_inside, stored[row_dim + 1]);
     return ReshapeUnlessEqual(result, result_shape, labels.size());
   };
   std::vector<XlaOp> operands{Dz(), of_a ? *ops_.b : *ops_.a};
@@ -417,8 +405,7 @@ XlaOp GradientLowering::LowerBias() {
   const PrimitiveType stored = StoredType(dtype_), wide = WideType(dtype_);
   const Shape shape{shape_of_y[n_dim]};
   if (zeros_.bias) return xla::Broadcast(xla::Zero(builder, stored), shape);
-  const Chosen columns{policy_.policy.regions.bias, policy_.indices[std::size(kRegionAxes) - 1]};
-  static_assert(kRegionAxes[std::size(kRegionAxes) - 1].of == RegionAxis::Of::kBias);
+  const Chosen columns = Along(RegionAxis::Of::kBias, /*is_rows=*/false, policy_);
   const XlaOp dz = Take(WideDz(/*with_rows=*/true), n_dim, columns);
   std::vector<int64_t> summed(n_dim);
   for (int64_t i = 0; i < n_dim; ++i) summed[i] = i;

@@ -1,8 +1,8 @@
 #ifndef STOPGRAD_XLA_LOWERING_H_
 #define STOPGRAD_XLA_LOWERING_H_
 
-#include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -44,8 +44,13 @@ struct LoweredPolicy {
   // Those that are known when the program runs. 0 skips the dot.
   std::optional<XlaOp> scale_a, scale_b, scale_bias;
   std::optional<XlaOp> rows;  // bool or floating, of a shape that broadcasts to Y's rows
-  // Lists of indices in the order of kRegionAxes. An index out of range selects nothing.
-  std::array<std::optional<XlaOp>, std::size(kRegionAxes)> indices;
+  // The list of indices of each axis, by name. An index out of range selects nothing.
+  std::map<std::string, XlaOp> indices;
+
+  std::optional<XlaOp> IndicesOf(const RegionAxis& axis) const {
+    const auto found = indices.find(axis.name);
+    return found == indices.end() ? std::nullopt : std::optional<XlaOp>(found->second);
+  }
 };
 
 struct BackwardOps {
@@ -64,8 +69,6 @@ class GradientLowering {
   XlaOp Lower(const std::string& name);
 
  private:
-  struct Operand;
-
   // dZ, with the rows' weights or without, in the dtype of sums.
   XlaOp WideDz(bool with_rows) const;
   XlaOp Dz();
