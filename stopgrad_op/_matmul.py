@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from stopgrad_op import _tensorflow
+from stopgrad_op import _library, _tensorflow
 from stopgrad_op._activations import SAVED
 from stopgrad_op._gradient import ASIDE_GRADIENT, Kept, is_known_zero, product_attributes
 from stopgrad_op._keras_tensors import symbolic_matmul
@@ -201,6 +201,10 @@ def _matmul_recorded(
     name: str | None,
 ) -> tf.Tensor:
     """Run the op where TensorFlow records it: in a graph, or under several tapes."""
+    if _tensorflow.compiles() and (missing := _library.load_xla()):
+        raise NotImplementedError(
+            f"XLA, which jit_compile=True asks for, cannot compile sg.matmul here: {missing}."
+        )
     _check_dtypes(operands, options.activation)
     policy = options.policy
     learns = len(policy.blocked) < len(operands)

@@ -15,6 +15,7 @@ from tensorflow.python import pywrap_tfe
 from tensorflow.python.autograph.impl import api
 from tensorflow.python.eager import context, core
 from tensorflow.python.framework.ops import EagerTensor
+from tensorflow.python.ops import control_flow_util
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 # Marks a function that AutoGraph need not rewrite: tracing it takes a fifth of the time. The public
@@ -41,6 +42,13 @@ def run_op(
         except (core._FallbackException, core._NotOkStatusException):
             pass
     return otherwise()
+
+
+def compiles() -> bool:
+    """Return whether what is traced now is for XLA, which then must compile all of it."""
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
+        tf.compat.v1.get_default_graph()
+    )
 
 
 def read_eagerly(value: tf.Tensor | tf.Variable) -> tf.Tensor:
