@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stopgrad_op._frozen import keep_frozen
     from stopgrad_op._matmul import matmul
     from stopgrad_op._regions import columns, rows
+    from stopgrad_op._stock import stock_ops
 
 __version__: str = build_info()["version"]
 
@@ -26,6 +27,7 @@ __all__ = [
     "matmul",
     "reset_kernel_stats",
     "rows",
+    "stock_ops",
 ]
 
 if build_info()["tensorflow"] is not None:
@@ -33,6 +35,7 @@ if build_info()["tensorflow"] is not None:
     from stopgrad_op._frozen import keep_frozen
     from stopgrad_op._matmul import matmul
     from stopgrad_op._regions import columns, rows
+    from stopgrad_op._stock import stock_ops
 
 
 def __getattr__(name: str) -> Any:

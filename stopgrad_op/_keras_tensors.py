@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from stopgrad_op._options import OPERANDS, GradientPolicy, MatMulOptions, Steering
 from stopgrad_op._regions import Indices
+from stopgrad_op._stock import is_asked_for, stock_ops
 
 
 @keras.saving.register_keras_serializable("stopgrad_op")
@@ -53,6 +54,16 @@ class MatMul(keras.Operation):
         }
 
 
+@keras.saving.register_keras_serializable("stopgrad_op")
+class StockMatMul(MatMul):
+    """The same, made of stock TensorFlow ops wherever the model is called."""
+
+    def call(self, a: Any, b: Any, bias: Any = None, scales: Any = (), rows: Any = None) -> Any:
+        """Run it on tensors."""
+        with stock_ops():
+            return super().call(a, b, bias, scales, rows)
+
+
 def symbolic_matmul(
     a: Any,
     b: Any,
@@ -85,5 +96,6 @@ def symbolic_matmul(
                 f"{what} is a variable and another input a KerasTensor. A functional model keeps"
                 " variables of layers only, so call sg.matmul in a layer's `call`."
             )
-    operation = MatMul(options, steering.indices, name=name)
+    kind = StockMatMul if is_asked_for() else MatMul
+    operation = kind(options, steering.indices, name=name)
     return operation(a, b, bias, scales=list(steering.scales), rows=steering.rows)

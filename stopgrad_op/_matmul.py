@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from stopgrad_op import _library, _tensorflow
+from stopgrad_op import _library, _stock, _tensorflow
 from stopgrad_op._activations import SAVED
 from stopgrad_op._gradient import ASIDE_GRADIENT, Kept, is_known_zero, product_attributes
 from stopgrad_op._keras_tensors import symbolic_matmul
@@ -129,14 +129,19 @@ def run_matmul(
     """Run `matmul` with its options already read."""
     operands = (a, b) if bias is None else (a, b, bias)
     eager = tf.executing_eagerly()
-    if not (eager and _tensorflow.EAGER_TYPES.issuperset(map(type, operands))):
+    of_stock_ops = _stock.num_open and _stock.is_asked_for()
+    if of_stock_ops or not (eager and _tensorflow.EAGER_TYPES.issuperset(map(type, operands))):
         if _is_keras_tensor(*operands):
             return symbolic_matmul(a, b, bias, options, steering, name)
-        operands = _to_tensors(operands, _tensorflow.EAGER_TYPES if eager else ())
+        ready = _tensorflow.EAGER_TYPES if eager and not of_stock_ops else ()
+        operands = _to_tensors(operands, ready)
     if steering is not None:
         if _is_keras_tensor(steering.rows, *steering.scales):
             return symbolic_matmul(a, b, bias, options, steering, name)
         steering = check_steering(steering, options, operands)
+    if of_stock_ops:
+        _check_dtypes(operands, options.activation)
+        return _stock.matmul(operands, options, steering, name)
     if not eager:
         return _matmul_recorded(operands, options, steering, name)
     sources = [_tensorflow.tape_source(operand) for operand in operands]
