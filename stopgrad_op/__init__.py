@@ -32,6 +32,7 @@ __all__ = [
 
 if build_info()["tensorflow"] is not None:
     load_ops()  # first, because it says what to type if TensorFlow is missing or another one
+    import stopgrad_op._higher_order  # noqa: F401 - it registers a gradient
     from stopgrad_op._frozen import keep_frozen
     from stopgrad_op._matmul import matmul
     from stopgrad_op._regions import columns, rows

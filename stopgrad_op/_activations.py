@@ -70,3 +70,57 @@ def canonical_name(activation: str | Callable[..., Any] | None) -> str:
     raise TypeError(
         f"`activation` has type {type(activation).__name__}; due is None, a name or a function."
     )
+
+
+def derivative(activation: str, saved: tf.Tensor) -> tf.Tensor:
+    """Return f'(z), from what `SAVED` says of f, in TensorFlow's operations."""
+    return _DERIVATIVES[activation](saved)
+
+
+def _number(value: float, like: tf.Tensor) -> tf.Tensor:
+    return tf.constant(value, like.dtype)
+
+
+def _step(condition: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    return tf.cast(condition, like.dtype)
+
+
+_SELU_SCALE = 1.0507009873554804934193349852946
+_SELU_SCALE_ALPHA = 1.7580993408473768599402175208123
+_GELU_TANH_LINEAR = 1.5957691216057307117  # 2 sqrt(2 / pi)
+_GELU_TANH_CUBIC = 0.044715 * _GELU_TANH_LINEAR
+
+
+def _gelu(z: tf.Tensor) -> tf.Tensor:
+    # Phi(z) + z phi(z); erfc keeps the digits where z is negative.
+    distribution = 0.5 * tf.math.erfc(_number(-(0.5**0.5), z) * z)
+    density = _number(0.39894228040143267794, z) * tf.exp(-0.5 * z * z)
+    return distribution + z * density
+
+
+def _gelu_tanh(z: tf.Tensor) -> tf.Tensor:
+    # f(z) = z sigmoid(v) with v = linear z + cubic z^3.
+    linear, cubic = _number(_GELU_TANH_LINEAR, z), _number(_GELU_TANH_CUBIC, z)
+    gate = tf.sigmoid(z * (linear + cubic * z * z))
+    return gate * (1 + (1 - gate) * z * (linear + 3 * cubic * z * z))
+
+
+def _silu(z: tf.Tensor) -> tf.Tensor:
+    gate = tf.sigmoid(z)
+    return gate * (1 + (1 - gate) * z)
+
+
+# Formulas and kinks as in csrc/cpu/activation_functions.h.
+_DERIVATIVES: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "relu": lambda y: _step(y > 0, y),
+    "relu6": lambda y: _step((y > 0) & (y < 6), y),
+    "leaky_relu": lambda y: tf.where(y > 0, _number(1, y), _number(0.2, y)),
+    "elu": lambda y: tf.where(y > 0, tf.ones_like(y), y + 1),
+    "selu": lambda y: tf.where(y < 0, y + _number(_SELU_SCALE_ALPHA, y), _number(_SELU_SCALE, y)),
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "sigmoid": lambda y: y * (1 - y),
+    "tanh": lambda y: (1 - y) * (1 + y),
+    "silu": _silu,
+    "softplus": lambda y: -tf.math.expm1(-y),
+}

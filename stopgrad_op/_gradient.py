@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from stopgrad_op import _tensorflow
 from stopgrad_op._activations import SAVED
 from stopgrad_op._library import load_ops
 from stopgrad_op._options import OPERANDS, GradientPolicy, MatMulOptions, operand_of
+from stopgrad_op._restricted import guard
 
 _ops = load_ops()
 
@@ -73,8 +75,7 @@ def product_attributes(layout_a: str, layout_b: str, activation: str) -> tuple[s
 
 
 @tf.RegisterGradient("StopgradOp>FusedMatMul")
-def _recorded_gradient(op: tf.Operation, dy: tf.Tensor, *_: Any) -> list[Any]:
-    # The gradient of z is left out: z goes to the gradient op alone, which has none to give.
+def _recorded_gradient(op: tf.Operation, dy: tf.Tensor | None, *dz: Any) -> list[Any]:
     def names(attribute: str) -> tuple[str, ...]:
         return tuple(tf.compat.as_str(name) for name in op.get_attr(attribute))
 
@@ -84,6 +85,7 @@ def _recorded_gradient(op: tf.Operation, dy: tf.Tensor, *_: Any) -> list[Any]:
         layout_b=tf.compat.as_str(op.get_attr("layout_b")),
         activation=tf.compat.as_str(op.get_attr("activation")),
         policy=GradientPolicy(
+            blocked=blocked,
             sliced=names("sliced"),
             slices=tuple(op.get_attr("slices")),
             indexed=indexed,
@@ -104,18 +106,41 @@ def _recorded_gradient(op: tf.Operation, dy: tf.Tensor, *_: Any) -> list[Any]:
         if name not in blocked and (skipped is None or index not in skipped)
     ]
     operands = take(num_operands)
+    scales = dict(zip(scaled, take(len(scaled)), strict=True))
+    rows = take(num_rows)
+    indices = dict(zip(indexed, take(len(indexed)), strict=True))
+
+    def reads(name: str) -> bool:
+        return name in learning and not (name in scales and is_known_zero(scales[name]))
+
     kept = Kept(
         options,
         learning,
-        factors=operands[:2],
+        factors=[
+            guard(name, x, options.policy, scales, indices) if reads(other) else x
+            for name, other, x in zip("ab", "ba", operands[:2], strict=True)
+        ],
         saved=op.outputs[1:] if options.saves_preactivation else op.outputs[:1],
-        scales=dict(zip(scaled, take(len(scaled)), strict=True)),
-        rows=take(num_rows),
-        indices=dict(zip(indexed, take(len(indexed)), strict=True)),
+        scales=scales,
+        rows=rows,
+        indices=indices,
     )
+    # Only derivatives of higher order give z a gradient; what tapes give otherwise is zeros.
+    if dz and not _tensorflow.is_known_zeros(dz[0]):
+        dy, kept = _at_preactivation(dy, dz[0], kept)
     results = _gradients(learning, dy, kept, all_used=skipped is not None)
     gradients: list[Any] = [results.get(name) for name in OPERANDS[:num_operands]]
     return gradients + [None] * (len(op.inputs) - num_operands)
+
+
+def _at_preactivation(dy: tf.Tensor | None, dz: tf.Tensor, kept: Kept) -> tuple[tf.Tensor, Kept]:
+    """Return all of the gradient at z, `dz` included, and what is left to do behind it."""
+    if dy is not None:
+        without_rows = kept._replace(rows=[])
+        (of_y,) = run_gradient_op(["z"], dy, kept.options.activation, without_rows)
+        dz = weigh_rows(of_y, kept.rows) + dz
+    options = replace(kept.options, activation="linear")
+    return dz, kept._replace(options=options, saved=[], rows=[])
 
 
 @tf.RegisterGradient(ASIDE_GRADIENT)
@@ -127,12 +152,14 @@ def _aside_gradient(op: Any, dy: tf.Tensor) -> list[Any]:
     return list(map(results.get, kept.learning))
 
 
-@tf.RegisterGradient("StopgradOp>FusedMatMulGrad")
-def _second_gradient(*_: Any) -> list[tf.Tensor | None]:
-    raise NotImplementedError(
-        "sg.matmul has first derivatives only; here a second one, a tf.function's gradient under a"
-        " further tape, or forward mode asks for more. Use tf.matmul where that is needed."
-    )
+def weigh_rows(dz: tf.Tensor, rows: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Multiply by the rows' weights, if there are any; 0 gives zeros whatever comes."""
+    if not rows:
+        return dz
+    r = rows[0][..., tf.newaxis]
+    if r.dtype == tf.bool:
+        return tf.where(r, dz, tf.zeros_like(dz))
+    return tf.where(tf.equal(r, 0), tf.zeros_like(dz), tf.cast(r, dz.dtype) * dz)
 
 
 def _gradients(
@@ -155,7 +182,7 @@ def _gradients(
         needed = [name for name in needed if name not in results]
 
     def run(needed: Sequence[str], dy: tf.Tensor, activation: str) -> None:
-        gradients = _run_gradient_op(needed, dy, activation, kept)
+        gradients = run_gradient_op(needed, dy, activation, kept)
         results.update(zip(needed, gradients, strict=True))
 
     if all_used or len(needed) == 1:
@@ -223,7 +250,7 @@ def _zeros(name: str, dy: tf.Tensor, kept: Kept) -> tf.Tensor:
     return _tensorflow.run_op("StopgradOp>Zeros", (), ("T", dy.dtype, "shape", shape), in_steps)
 
 
-def _run_gradient_op(
+def run_gradient_op(
     needed: Sequence[str], dy: tf.Tensor, activation: str, kept: Kept
 ) -> list[tf.Tensor]:
     """Run the gradient op with no other inputs than it will read."""

@@ -301,7 +301,7 @@ def _matmul_aside(
     else:
         sources_of_learning = sources
     order = _tensorflow.gradient_order(sources_of_learning)
-    if order > 1:
+    if order > 1 or (order == 1 and _tensorflow.has_tangent(sources_of_learning)):
         return _matmul_recorded(_to_tensors(operands), options, steering, None)
     if order == 0:
         with _tensorflow.Unrecorded():

@@ -76,6 +76,27 @@ def tape_source(operand: tf.Tensor | tf.Variable) -> tf.Tensor:
     return operand.handle
 
 
+def has_tangent(tensors: Sequence[tf.Tensor]) -> bool:
+    """Return whether a forward accumulator watches one of the eager tensors."""
+    return bool(pywrap_tfe.TFE_Py_PackJVPs(list(tensors))[1])
+
+
+def is_known_zeros(tensor: tf.Tensor | None) -> bool:
+    """Return whether a tensor is nothing but zeros, as far as that is known without computing it.
+
+    Tapes give such tensors as the gradient of an output that nobody used.
+    """
+    if tensor is None:
+        return True
+    if isinstance(tensor, EagerTensor):
+        return not tensor.numpy().any()
+    if tensor.op.type == "ZerosLike":
+        return True
+    value = tensor.op.inputs[1] if tensor.op.type == "Fill" else tensor
+    constant = tf.get_static_value(value)
+    return constant is not None and not constant.any()
+
+
 def gradient_order(tensors: Sequence[tf.Tensor]) -> int:
     """Return which derivatives can be asked for of what is computed from the eager tensors.
 
@@ -116,6 +137,17 @@ def record_gradient(
     # function, which asks for neither. Of the tensors it has noted number, shape and dtype.
     held_inputs.clear()
     held_outputs.clear()
+
+
+def attribute(op: Any, name: str, default: Any) -> Any:
+    """Return an attribute of a recorded operation.
+
+    A tape notes those that an eager call gave, and no defaults.
+    """
+    try:
+        return op.get_attr(name)
+    except KeyError:
+        return default
 
 
 def recorded_note(op: Any) -> Any:

@@ -121,3 +121,10 @@ MODES: tuple[Mode, ...] = KERNEL_MODES if load_xla() else (*KERNEL_MODES, COMPIL
 
 def mode_id(mode: Mode) -> str:
     return mode.name
+
+
+def unguarded(x: tf.Tensor) -> tf.Tensor:
+    """Return what a tensor of a graph is, behind operations that only concern its gradient."""
+    while x.op.type in ("Identity", "IdentityN", "StopGradient"):
+        x = x.op.inputs[x.value_index]
+    return x

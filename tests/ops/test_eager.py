@@ -188,13 +188,12 @@ def test_wrong_variables_are_named() -> None:
         sg.matmul(tf.Variable(np.ones((2, 3))), tf.Variable(np.ones((2, 3))))
 
 
-def test_forward_mode_through_a_variable_is_refused_and_not_lost() -> None:
-    w = tf.Variable(tf.ones((2, 2)))
-    with (
-        pytest.raises(NotImplementedError, match="first derivatives only"),
-        tf.autodiff.ForwardAccumulator(w, tf.ones((2, 2))),
-    ):
-        sg.matmul(tf.ones((2, 2)), w)
+def test_forward_mode_through_a_variable(rng: np.random.Generator) -> None:
+    a, b, _ = arrays(rng)
+    w, v = tf.Variable(b), rng.standard_normal(b.shape)
+    with tf.autodiff.ForwardAccumulator(w, tf.constant(v)) as accumulator:
+        y = sg.matmul(a, w)
+    np.testing.assert_allclose(accumulator.jvp(y), a @ v, rtol=1e-5)
 
 
 def test_gradient_taken_inside_a_function_of_a_call_outside(rng: np.random.Generator) -> None:

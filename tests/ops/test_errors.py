@@ -343,24 +343,3 @@ def test_what_is_wrong_stays_wrong_after_a_right_call(right: Any, wrong: Any) ->
     sg.matmul(a, a, gradient_scale=right)
     with pytest.raises(TypeError, match="due is a real number"):
         sg.matmul(a, a, gradient_scale=wrong)
-
-
-@pytest.mark.parametrize("activation", ["relu", "gelu", "sigmoid"])
-def test_second_derivative_is_refused_and_not_lost(activation: str) -> None:
-    x = tf.Variable(tf.ones((2, 2)))
-    with tf.GradientTape() as outer:
-        with tf.GradientTape() as inner:
-            y = sg.matmul(x, x, activation=activation)
-        gradient = inner.gradient(y, x)
-    with pytest.raises(NotImplementedError, match="first derivatives only"):
-        outer.gradient(gradient, x)
-
-
-@pytest.mark.parametrize("activation", [None, "gelu"])
-def test_forward_mode_is_refused_and_not_lost(activation: str | None) -> None:
-    x = tf.ones((2, 2))
-    with (
-        pytest.raises(NotImplementedError, match="first derivatives only"),
-        tf.autodiff.ForwardAccumulator(x, x),
-    ):
-        sg.matmul(x, x, activation=activation)

@@ -1,0 +1,272 @@
+"""Derivatives of any order, in reverse and forward mode, beside those of stock TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import stock
+import tensorflow as tf
+from cases import Case, Chooser, written
+from modes import COMPILED, EAGER, GRAPH, IN_FUNCTION, MODES, OUTSIDE_FUNCTION, mode_id
+from reference import ACTIVATIONS, Array, Problem
+
+import stopgrad_op as sg
+
+Multiply = Callable[..., tf.Tensor]
+every_mode = pytest.mark.parametrize("mode", [m for m in MODES if m is not GRAPH], ids=mode_id)
+
+
+def weights(x: tf.Tensor) -> tf.Tensor:
+    """Numbers that tell the elements of a tensor apart, as the upstream gradient."""
+    places = tf.cast(tf.range(tf.size(x)), x.dtype.real_dtype)
+    return tf.reshape(tf.cast(tf.cos(places + 1), x.dtype), tf.shape(x))
+
+
+def total(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
+    sums = [tf.reduce_sum(tf.math.real(weights(x) * x)) for x in tensors if x is not None]
+    return tf.add_n(sums) if sums else tf.constant(0.0)
+
+
+def derivatives(multiply: Multiply, inputs: Sequence[tf.Tensor], order: int) -> list[Any]:
+    """Return the gradients of a weighted sum of the gradients of ... of the result."""
+    if order == 0:
+        return [multiply(*inputs)]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        value = total(derivatives(multiply, inputs, order - 1))
+    return [
+        None if g is None else tf.convert_to_tensor(g) for g in tape.gradient(value, list(inputs))
+    ]
+
+
+def in_mode(mode: Any, multiply: Multiply, arrays: Sequence[Array], order: int) -> list[Any]:
+    if mode is EAGER:
+        return derivatives(multiply, [tf.constant(x) for x in arrays], order)
+    if mode is OUTSIDE_FUNCTION:
+        multiply = tf.function(multiply)
+        return derivatives(multiply, [tf.constant(x) for x in arrays], order)
+    function = tf.function(
+        lambda *inputs: derivatives(multiply, inputs, order), jit_compile=mode is COMPILED
+    )
+    return list(function(*map(tf.constant, arrays)))
+
+
+def assert_same(ours: Sequence[Any], stock_s: Sequence[Any]) -> None:
+    for index, (mine, due) in enumerate(zip(ours, stock_s, strict=True)):
+        if due is None or mine is None:
+            # What stock computes where nothing is connected, through tf.where say, is zeros.
+            assert mine is None, index
+            assert due is None or not np.any(due), index
+            continue
+        scale = max(1.0, float(np.max(np.abs(due), initial=0)))
+        np.testing.assert_allclose(mine, due, rtol=1e-9, atol=1e-10 * scale, err_msg=str(index))
+
+
+def problem_of(
+    rng: np.random.Generator, activation: str, dtype: str = "float64", **options: Any
+) -> Problem:
+    shapes = options.pop("shapes", ((3, 4), (4, 2)))
+    return reference.random_problem(
+        rng, *shapes, dtype, bias=options.pop("bias", True), activation=activation, **options
+    )
+
+
+@every_mode
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_second_and_third_order(mode: Any, activation: str, rng: np.random.Generator) -> None:
+    problem = problem_of(rng, activation)
+    arrays = stock.operands_of(problem)
+
+    def ours(a: Any, b: Any, bias: Any) -> Any:
+        return sg.matmul(a, b, bias=bias, **stock.options_of(problem))
+
+    def stocks(*operands: Any) -> Any:
+        return stock.matmul(problem, operands)
+
+    for order in (2, 3):
+        # Where nothing is connected, a function called under a tape gives zeros for None.
+        stocks_mode = OUTSIDE_FUNCTION if mode is OUTSIDE_FUNCTION else EAGER
+        due = in_mode(stocks_mode, stocks, arrays, order)
+        assert_same(in_mode(mode, ours, arrays, order), due)
+
+
+SHAPES = [
+    ((2, 3, 4), (4, 2), "normal", "normal"),
+    ((3, 1, 3, 4), (2, 4, 2), "normal", "normal"),
+    ((3, 4), (2, 2, 4), "normal", "transpose"),
+    ((2, 4, 3), (2, 2, 4), "adjoint", "adjoint"),
+    ((4, 3), (4, 2), "transpose", "normal"),
+]
+
+
+@pytest.mark.parametrize("mode", [EAGER, IN_FUNCTION], ids=mode_id)
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("case", SHAPES)
+def test_batches_layouts_and_complex_numbers(
+    mode: Any, dtype: str, case: Any, rng: np.random.Generator
+) -> None:
+    a, b, layout_a, layout_b = case
+    activation = "linear" if dtype == "complex128" else "gelu"
+    shapes = reference.stored_shape(a, "normal"), reference.stored_shape(b, "normal")
+    problem = Problem(
+        reference.random_array(rng, shapes[0], dtype),
+        reference.random_array(rng, shapes[1], dtype),
+        reference.random_array(rng, (2,), dtype),
+        layout_a,
+        layout_b,
+        activation,
+    )
+    arrays = stock.operands_of(problem)
+    due = in_mode(EAGER, lambda *x: tf.math.conj(stock.matmul(problem, x)) * 1.5, arrays, 2)
+    options = stock.options_of(problem)
+    result = in_mode(
+        mode, lambda a, b, c: tf.math.conj(sg.matmul(a, b, bias=c, **options)) * 1.5, arrays, 2
+    )
+    assert_same(result, due)
+
+
+@pytest.mark.parametrize("mode", [EAGER, IN_FUNCTION], ids=mode_id)
+@pytest.mark.parametrize("seed", range(24))
+def test_whatever_controls_the_gradients(mode: Any, seed: int) -> None:
+    """Scales, rows, regions and blocked operands together, at random."""
+    case: Case = Chooser(np.random.default_rng(seed)).case("float64")
+    problem = case.problem
+    arrays = stock.operands_of(problem)
+    due = in_mode(
+        EAGER,
+        lambda *x: stock.matmul(problem, x, case.blocked, case.scales, case.rows, case.masks),
+        arrays,
+        2,
+    )
+    result = in_mode(mode, call_of(case), arrays, 2)
+    assert_same(result, due)
+
+
+def call_of(case: Case) -> Multiply:
+    def call(a: Any, b: Any, bias: Any = None) -> Any:
+        scale = written(case.gradient_scale, EAGER)
+        return sg.matmul(a, b, bias=bias, gradient_scale=scale, **case.options)
+
+    return call
+
+
+def test_a_persistent_tape_and_what_it_does_not_watch() -> None:
+    x, w = tf.constant([[1.0, 2.0]]), tf.Variable([[3.0], [4.0]])
+    with tf.GradientTape(persistent=True) as outer:
+        outer.watch(x)
+        with tf.GradientTape(watch_accessed_variables=False) as inner:
+            inner.watch(x)
+            y = sg.matmul(x, w, activation="softplus")
+        dx = inner.gradient(y, x)
+        assert inner.__class__ is tf.GradientTape
+    gate = 1 / (1 + np.exp(-11.0))
+    np.testing.assert_allclose(dx, [[3 * gate, 4 * gate]], rtol=1e-6)
+    slope = gate * (1 - gate)
+    np.testing.assert_allclose(outer.gradient(dx, x), slope * np.array([[21.0, 28.0]]), rtol=1e-4)
+    np.testing.assert_allclose(
+        outer.gradient(dx, w), [[gate + slope * 7], [gate + slope * 14]], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_forward_mode_alone_and_over_backward(compiled: bool, rng: np.random.Generator) -> None:
+    """A Hessian times a vector, and a Jacobian times a vector."""
+    problem = problem_of(rng, "tanh")
+    a, b, bias = map(tf.constant, stock.operands_of(problem))
+    v = tf.constant(rng.standard_normal(b.shape))
+
+    def products(multiply: Multiply) -> Any:
+        with tf.autodiff.ForwardAccumulator(b, v) as accumulator:
+            y = multiply(a, b, bias)
+        with tf.autodiff.ForwardAccumulator(b, v) as over:
+            with tf.GradientTape() as tape:
+                tape.watch(b)
+                value = total([multiply(a, b, bias)])
+            gradient = tape.gradient(value, b)
+        return accumulator.jvp(y), over.jvp(gradient)
+
+    def ours(a: Any, b: Any, bias: Any) -> Any:
+        return sg.matmul(a, b, bias=bias, activation="tanh")
+
+    run = tf.function(products, jit_compile=True) if compiled else products
+    due = products(lambda *operands: stock.matmul(problem, operands))
+    for mine, exact in zip(run(ours), due, strict=True):
+        np.testing.assert_allclose(mine, exact, rtol=1e-9, atol=1e-12)
+
+
+def test_tf_hessians_in_a_graph(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((1, 3))
+    w = rng.standard_normal((3, 2))
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        b = tf.constant(w)
+
+        def hessian(y: tf.Tensor) -> Any:
+            return tf.hessians(total([y]), b)[0]
+
+        mine = hessian(sg.matmul(tf.constant(x), b, activation="gelu"))
+        due = hessian(tf.nn.gelu(tf.constant(x) @ b))
+        np.testing.assert_allclose(*session.run([mine, due]), rtol=1e-6)
+        h = sg.matmul(tf.constant(x), b, activation="gelu")
+        assert tf.gradients(sg.matmul(h, tf.constant(w.T)), b, stop_gradients=[h]) == [None]
+        y = sg.matmul(h, tf.transpose(b))
+        stopped, free = (tf.gradients(y, b, stop_gradients=s)[0] for s in ([h], []))
+        due_stopped = tf.gradients(tf.stop_gradient(h) @ tf.transpose(b), b)[0]
+        np.testing.assert_allclose(*session.run([stopped, due_stopped]))
+        assert not np.allclose(*session.run([stopped, free]))
+        assert tf.gradients(sg.matmul(tf.constant(x), b, stop_gradient="b"), b) == [None]
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_none_stays_none(order: int, rng: np.random.Generator) -> None:
+    inputs = [tf.constant(rng.standard_normal(shape)) for shape in ((3, 4), (4, 2))]
+    found = derivatives(
+        lambda a, b: sg.matmul(a, b, activation="tanh", stop_gradient="a"), inputs, order
+    )
+    assert found[0] is None
+    assert found[1] is not None
+
+
+def test_recomputing_and_gradients_of_users_own(rng: np.random.Generator) -> None:
+    a, b = (tf.constant(rng.standard_normal(shape)) for shape in ((3, 4), (4, 2)))
+
+    def layer(a: Any, b: Any) -> Any:
+        return sg.matmul(a, b, activation="silu")
+
+    @tf.custom_gradient
+    def doubled(a: Any, b: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch([a, b])
+            y = layer(a, b)
+        return y, lambda dy: [2 * g for g in tape.gradient(y, [a, b], dy)]
+
+    due = derivatives(layer, [a, b], 1)
+    for result in (derivatives(tf.recompute_grad(layer), [a, b], 1),):
+        assert_same(result, due)
+    assert_same(derivatives(doubled, [a, b], 1), [2 * g for g in due])
+
+
+@pytest.mark.parametrize("use_pfor", [True, False])
+def test_jacobians(use_pfor: bool, rng: np.random.Generator) -> None:
+    a, b = (tf.constant(rng.standard_normal(shape)) for shape in ((3, 4), (4, 2)))
+
+    def jacobians(multiply: Multiply) -> Any:
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch([a, b])
+            y = multiply(a, b)
+        each = tape.jacobian(y, [a, b], experimental_use_pfor=use_pfor)
+        return *each, tape.batch_jacobian(y, a, experimental_use_pfor=use_pfor)
+
+    ours = jacobians(lambda a, b: sg.matmul(a, b, activation="gelu_tanh"))
+    due = jacobians(lambda a, b: tf.nn.gelu(a @ b, approximate=True))
+    for mine, exact in zip(ours, due, strict=True):
+        np.testing.assert_allclose(mine, exact, rtol=1e-6, atol=1e-7)
+
+
+def test_vectorized_map(rng: np.random.Generator) -> None:
+    a, b = (tf.constant(rng.standard_normal(shape)) for shape in ((5, 3, 4), (4, 2)))
+    result = tf.vectorized_map(lambda a: sg.matmul(a, b, activation="relu"), a)
+    np.testing.assert_allclose(result, np.maximum(a @ b, 0))
