@@ -49,7 +49,7 @@ def guard(
     if name not in scales and name not in map(operand_of, (*policy.sliced, *policy.indexed)):
         return x
 
-    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    @tf.custom_gradient
     def guarded(x: tf.Tensor) -> Any:
         return tf.identity(x), lambda g: restrict(name, g, policy, scales, indices)
 
