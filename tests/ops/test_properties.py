@@ -11,12 +11,13 @@ import pytest
 import reference
 import stock
 from hypothesis import assume, given, settings
-from modes import MODES, Mode, mode_id
+from modes import KERNEL_MODES, Mode, mode_id
 from reference import ACTIVATIONS, COMPLEX, FLOATING, INTEGERS, LAYOUTS, Problem
 
 import stopgrad_op as sg
 
-every_mode = pytest.mark.parametrize("mode", MODES, ids=mode_id)
+# Not compiled by XLA, which takes a second for each example; test_gradient_control.py has that.
+every_mode = pytest.mark.parametrize("mode", KERNEL_MODES, ids=mode_id)
 OPERANDS = ("a", "b", "bias")
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 7, 13, 31])
 

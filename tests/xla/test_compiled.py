@@ -43,6 +43,13 @@ def test_it_is_found_after_xla_has_compiled_something_else() -> None:
     assert output.split() == ["48.0"]
 
 
+@pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
+def test_integers_wrap_around(dtype: Any) -> None:
+    largest = tf.fill((2, 3), dtype.max)
+    y = tf.function(sg.matmul, jit_compile=True)(largest, tf.ones((3, 1), dtype))
+    np.testing.assert_array_equal(y, np.full((2, 1), dtype.max - 2))  # 3 max, modulo 2^bits
+
+
 def test_clusters_have_the_ops() -> None:
     """Auto-clustering takes them in: nothing is left to run outside of the cluster."""
     output = run(
