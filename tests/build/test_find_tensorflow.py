@@ -108,6 +108,7 @@ def test_every_distribution_is_found(environment: Environment, distribution: str
         "compile_flags": ["-D_GLIBCXX_USE_CXX11_ABI=1"],
         "cxx_standard": 17,
         "framework_library": str(module / "libtensorflow_framework.so.2"),
+        "cc_library": str(module / "libtensorflow_cc.so.2"),
     }
 
 
@@ -195,10 +196,11 @@ def test_tensorflow_that_kills_the_process_names_the_signal(environment: Environ
     assert "the process died of SIGILL" in one_line_of_failure(environment.find())
 
 
-def test_tensorflow_without_its_library_is_named(environment: Environment) -> None:
+@pytest.mark.parametrize("library", ["libtensorflow_framework", "libtensorflow_cc"])
+def test_tensorflow_without_its_library_is_named(environment: Environment, library: str) -> None:
     module = environment.add("tensorflow", "2.21.0")
-    (module / "libtensorflow_framework.so.2").unlink()
-    assert "libtensorflow_framework" in one_line_of_failure(environment.find())
+    (module / f"{library}.so.2").unlink()
+    assert library in one_line_of_failure(environment.find())
 
 
 def test_working_directory_is_not_mistaken_for_tensorflow(
@@ -216,3 +218,4 @@ def test_installed_tensorflow_is_described_as_it_describes_itself() -> None:
     assert facts["version"] == tf.version.VERSION
     assert facts["include_dir"] == tf.sysconfig.get_include()
     assert Path(str(facts["framework_library"])).is_file()
+    assert Path(str(facts["cc_library"])).is_file()
