@@ -32,7 +32,8 @@ __all__ = [
 
 if build_info()["tensorflow"] is not None:
     load_ops()  # first, because it says what to type if TensorFlow is missing or another one
-    import stopgrad_op._higher_order  # noqa: F401 - it registers a gradient
+    import stopgrad_op._higher_order
+    import stopgrad_op._vectorized  # noqa: F401 - both register what TensorFlow calls
     from stopgrad_op._frozen import keep_frozen
     from stopgrad_op._matmul import matmul
     from stopgrad_op._regions import columns, rows

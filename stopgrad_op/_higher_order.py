@@ -33,7 +33,7 @@ def _second_gradient(op: Any, *upstream: Any) -> list[tf.Tensor | None]:
     which is two products like the forward one. dz gets t; e gets u = r t + ge, and passes it on to
     dy and what f' is read from; a and b get the gradients of the products with upstream dz.
     """
-    call = _Call(op)
+    call = GradientCall(op)
     skipped = _tensorflow.skipped_inputs(op) or ()
     wanted = [index not in skipped for index in range(len(op.inputs))]
     gradients: list[tf.Tensor | None] = [None] * len(op.inputs)
@@ -46,8 +46,7 @@ def _second_gradient(op: Any, *upstream: Any) -> list[tf.Tensor | None]:
         return gradients
     weighted = {name: g for name, g in given.items() if name != "z"}
 
-    # What is elementwise: e, and what comes back through it. A derivative that is read from y is a
-    # part of y's gradient, which is multiplied by r in the end.
+    # What is elementwise: e, and what comes back through it.
     saved_index = call.first["saved"]
     reads_saved = call.activation != "linear"
     wants_e = wanted[0] or (reads_saved and wanted[saved_index])
@@ -57,17 +56,18 @@ def _second_gradient(op: Any, *upstream: Any) -> list[tf.Tensor | None]:
         tape.watch(watched)
         e = call.dy
         if reads_saved:
-            e = _times_derivative(call.dy, call.activation, call.saved[0])
+            saved = call.saved[0]
+            if SAVED[call.activation] == "output":
+                saved = _before_rows(saved, call.rows)
+            e = _times_derivative(call.dy, call.activation, saved)
     if wants_e:
         u = given.get("z")
         if t is not None:
             r_t = weigh_rows(t, call.rows)
             u = r_t if u is None else u + r_t
-        to_dy, *to_saved = tape.gradient(e, watched, output_gradients=u)
-        gradients[0] = to_dy
-        if to_saved and to_saved[0] is not None:
-            of_y = SAVED[call.activation] == "output"
-            gradients[saved_index] = unweigh_rows(to_saved[0], call.rows) if of_y else to_saved[0]
+        gradients[0], *to_saved = tape.gradient(e, watched, output_gradients=u)
+        if to_saved:
+            gradients[saved_index] = to_saved[0]
 
     dz = weigh_rows(e, call.rows) if weighted else None
     for name, partner in (("a", "b"), ("b", "a")):
@@ -77,12 +77,16 @@ def _second_gradient(op: Any, *upstream: Any) -> list[tf.Tensor | None]:
     return gradients
 
 
-def unweigh_rows(g: tf.Tensor, rows: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Divide by the rows' weights; where a weight is 0 it does not matter what comes."""
+def _before_rows(y: tf.Tensor, rows: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return y as it is before its rows are weighted, which is the same number.
+
+    What f' reads is not the weighted y, but all that comes back to y is multiplied by the weights.
+    So it is divided by them here, in every order. Where a weight is 0 nothing comes back.
+    """
     if not rows or rows[0].dtype == tf.bool:
-        return g
-    r = tf.cast(rows[0], g.dtype)[..., tf.newaxis]
-    return tf.math.divide_no_nan(g, r)
+        return y
+    frozen = tf.stop_gradient(y)
+    return frozen + tf.math.divide_no_nan(y - frozen, tf.cast(rows[0], y.dtype)[..., tf.newaxis])
 
 
 def _times_derivative(dy: tf.Tensor, activation: str, saved: tf.Tensor) -> tf.Tensor:
@@ -92,7 +96,7 @@ def _times_derivative(dy: tf.Tensor, activation: str, saved: tf.Tensor) -> tf.Te
     return tf.cast(product, dy.dtype)
 
 
-class _Call:
+class GradientCall:
     """One gradient op, read back: its inputs and attributes."""
 
     def __init__(self, op: Any) -> None:

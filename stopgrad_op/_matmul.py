@@ -51,6 +51,9 @@ def matmul(
     Computes `activation(a @ b + bias)`. A blocked gradient costs nothing: `stop_gradient="b"`
     gives what `tf.stop_gradient(b)` would, and the product for it does not run.
 
+    Gradients have gradients of any order, in forward mode too, and `tf.vectorized_map` and
+    `tape.jacobian` make one batched product of many.
+
     Parameters
     ----------
     a

@@ -103,6 +103,11 @@ _ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 }
 
 
+def activate(activation: str, z: tf.Tensor) -> tf.Tensor:
+    """Apply an activation."""
+    return _ACTIVATIONS[activation](z)
+
+
 def matmul(
     operands: Sequence[tf.Tensor],
     options: MatMulOptions,

@@ -16,6 +16,7 @@ from tensorflow.python.autograph.impl import api
 from tensorflow.python.eager import context, core
 from tensorflow.python.framework.ops import EagerTensor
 from tensorflow.python.ops import control_flow_util
+from tensorflow.python.ops.parallel_for import pfor as pfor
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 # Marks a function that AutoGraph need not rewrite: tracing it takes a fifth of the time. The public

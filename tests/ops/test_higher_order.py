@@ -146,6 +146,22 @@ def test_whatever_controls_the_gradients(mode: Any, seed: int) -> None:
     assert_same(result, due)
 
 
+@pytest.mark.parametrize("mode", [EAGER, IN_FUNCTION], ids=mode_id)
+@pytest.mark.parametrize("activation", ["sigmoid", "elu", "gelu"])
+def test_weights_of_rows_count_once_in_every_term(
+    mode: Any, activation: str, rng: np.random.Generator
+) -> None:
+    """What the activation's derivative is read from is y before its rows are weighted."""
+    problem = problem_of(rng, activation)
+    arrays, rows = stock.operands_of(problem), np.array([0.5, 0.0, -2.0])
+    due = in_mode(EAGER, lambda *x: stock.matmul(problem, x, rows=rows), arrays, 3)
+
+    def ours(a: Any, b: Any, bias: Any) -> Any:
+        return sg.matmul(a, b, bias=bias, activation=activation, gradient_rows=rows)
+
+    assert_same(in_mode(mode, ours, arrays, 3), due)
+
+
 def call_of(case: Case) -> Multiply:
     def call(a: Any, b: Any, bias: Any = None) -> Any:
         scale = written(case.gradient_scale, EAGER)
