@@ -146,27 +146,30 @@ def _restrict(x: tf.Tensor, name: str, options: MatMulOptions, steering: Steerin
         x = tf.where(inside, x, tf.stop_gradient(x))
     at_run_time = iter(steering.scales)
     for operand, scale in zip(policy.scaled, policy.scales, strict=True):
-        factor = next(at_run_time) if scale is None else scale
+        factor = _read_scale(next(at_run_time)) if scale is None else tf.constant(scale, x.dtype)
         if operand == name:
             x = _scale_gradient(x, factor)
     return x
 
 
-def _scale_gradient(x: tf.Tensor, factor: Any) -> tf.Tensor:
+def _read_scale(scale: Any) -> tf.Tensor:
+    factor = tf.convert_to_tensor(scale.value if isinstance(scale, keras.Variable) else scale)
+    return tf.ensure_shape(factor, []) if factor.shape.rank is None else factor
+
+
+def _scale_gradient(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Return `x`, whose gradient is multiplied.
 
     s x + stop_gradient((1 - s) x) is the same, but for what it rounds: here the difference is 0,
     and the value that of x.
     """
-    if isinstance(factor, keras.Variable):
-        factor = factor.value
-    elif isinstance(factor, float):
-        factor = tf.constant(factor, tf.float64)
     frozen = tf.stop_gradient(x)
     return frozen + tf.stop_gradient(tf.cast(factor, x.dtype)) * (x - frozen)
 
 
 def _restrict_rows(y: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    if not (rows.shape.is_fully_defined() and y.shape.is_fully_defined()):
+        rows = tf.broadcast_to(rows, tf.shape(y)[:-1])  # or an error, where y would be broadcast
     rows = rows[..., tf.newaxis]
     if rows.dtype == tf.bool:
         return tf.where(rows, y, tf.stop_gradient(y))
@@ -206,23 +209,25 @@ def _mask(
         mask[select(Selection("rows" if is_rows else "columns", chosen, indices), extent)] = True
         return tf.constant(mask)
     # How many there are is known when it runs, and so is whether they are enough.
-    size = tf.shape(x)[-2 if is_rows else -1]
+    size = tf.shape(x, tf.int64)[-2 if is_rows else -1]
+    axis = "rows" if is_rows else "columns"
     if indices is not None:
-        return tf.scatter_nd(indices[:, np.newaxis], tf.ones(len(indices), tf.bool), [size])
+        with _asserted(tf.reduce_all(indices < size), f"{what} selects {axis} beyond", size):
+            return tf.scatter_nd(indices[:, np.newaxis], tf.ones(len(indices), tf.bool), [size])
     assert bounds is not None
-    size = tf.cast(size, tf.int64)
     begin, end = (
         bound + size if bound < 0 else tf.constant(bound, tf.int64) for bound in bounds[:2]
     )
     if bounds[1] == NO_END:
         end = size
     fits = tf.reduce_all([begin >= 0, begin <= end, end <= size])
-    message = (
-        f"{what} is a slice that its {'rows' if is_rows else 'columns'} do not have; there are"
-    )
-    with tf.control_dependencies([tf.debugging.Assert(fits, [message, size])]):
+    with _asserted(fits, f"{what} is a slice of {axis} that does not lie within", size):
         places = tf.range(size)
     return (places >= begin) & (places < end) & ((places - begin) % bounds[2] == 0)
+
+
+def _asserted(condition: tf.Tensor, message: str, size: tf.Tensor) -> Any:
+    return tf.control_dependencies([tf.debugging.Assert(condition, [message, size])])
 
 
 # --- Values ------------------------------------------------------------------------------------
@@ -298,11 +303,10 @@ def _check_shapes(operands: Sequence[tf.Tensor], options: MatMulOptions) -> tf.T
     shapes = (None if x.shape.rank is None else tuple(x.shape) for x in operands)
     try:
         return _shape_of_result(tuple(shapes), options.layout_a, options.layout_b)
-    except ValueError as error:
-        if not tf.executing_eagerly():
-            raise
-        message = str(error)
-    raise tf.errors.InvalidArgumentError(None, None, message)
+    except ValueError:
+        if tf.executing_eagerly():
+            _fused(operands, options.layout_a, options.layout_b)  # has its own words for it
+        raise
 
 
 @lru_cache(maxsize=4096)
@@ -311,16 +315,20 @@ def _shape_of_result(
 ) -> tf.TensorShape:
     """Ask the fused op, which has words for what does not fit."""
     with tf.Graph().as_default():
-        a, b, *bias = (tf.compat.v1.placeholder(tf.float32, shape) for shape in shapes)
-        y, _ = load_ops().stopgrad_op_fused_mat_mul(
-            a=a,
-            b=b,
-            bias=bias,
-            scales=[],
-            rows=[],
-            indices=[],
-            num_z=0,
-            layout_a=layout_a,
-            layout_b=layout_b,
-        )
-        return y.shape
+        operands = [tf.compat.v1.placeholder(tf.float32, shape) for shape in shapes]
+        return _fused(operands, layout_a, layout_b).shape
+
+
+def _fused(operands: Sequence[tf.Tensor], layout_a: str, layout_b: str) -> tf.Tensor:
+    y, _ = load_ops().stopgrad_op_fused_mat_mul(
+        a=operands[0],
+        b=operands[1],
+        bias=operands[2:],
+        scales=[],
+        rows=[],
+        indices=[],
+        num_z=0,
+        layout_a=layout_a,
+        layout_b=layout_b,
+    )
+    return y
