@@ -32,8 +32,9 @@ __all__ = [
 
 if build_info()["tensorflow"] is not None:
     load_ops()  # first, because it says what to type if TensorFlow is missing or another one
+    import stopgrad_op._flops
     import stopgrad_op._higher_order
-    import stopgrad_op._vectorized  # noqa: F401 - both register what TensorFlow calls
+    import stopgrad_op._vectorized  # noqa: F401 - these register what TensorFlow calls
     from stopgrad_op._frozen import keep_frozen
     from stopgrad_op._matmul import matmul
     from stopgrad_op._regions import columns, rows
