@@ -40,8 +40,9 @@ def stock_ops() -> Iterator[None]:
     is traced. A functional Keras model keeps what it was made with, and one that was made outside
     is stock where it is called in the block.
 
-    The block is that of one thread or asynchronous task; threads that begin in it are outside.
-    Blocks nest, and an exception ends one as it ends any other.
+    The block is that of one thread or asynchronous task. Threads that begin in it are outside, also
+    those in which a `tf.distribute` strategy calls its replicas: there the block belongs into the
+    function that they run. Blocks nest, and an exception ends one as it ends any other.
 
     Yields
     ------
@@ -168,6 +169,7 @@ def _scale_gradient(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def _restrict_rows(y: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    rows = rows if rows.dtype == tf.bool else tf.cast(rows, y.dtype)
     if not (rows.shape.is_fully_defined() and y.shape.is_fully_defined()):
         rows = tf.broadcast_to(rows, tf.shape(y)[:-1])  # or an error, where y would be broadcast
     rows = rows[..., tf.newaxis]

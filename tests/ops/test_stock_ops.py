@@ -575,6 +575,11 @@ def test_tflite_has_builtin_operations_for_all_activations(
         }
 
     @tf.function(input_signature=[tf.TensorSpec([None, 4, K], name="x")])
+    def with_rows(x: tf.Tensor) -> tf.Tensor:
+        y = sg.matmul(x, w[0], gradient_rows=np.array([1, 0, 0.5, 1]), gradient_scale={"a": -1})
+        return sg.matmul(y, w[0], transpose_b=True, gradient_rows=[True, False, False, True])
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4, K], name="x")])
     def layers(x: tf.Tensor) -> tf.Tensor:
         hidden = sg.matmul(x, w[0], bias=bias, activation="relu", stop_gradient="b")
         region = {"b": sg.rows([0, 2])}
@@ -586,6 +591,7 @@ def test_tflite_has_builtin_operations_for_all_activations(
         converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], owner)
         (tmp_path / "all.tflite").write_bytes(converter.convert())
         analysed = convert(layers, owner)
+        convert(with_rows, owner)
     run_without_this_package(RUN_LITE, tmp_path)
     results = np.load(tmp_path / "results.npz")
     assert not [name for name in results["ops"] if name.startswith("Flex")]
