@@ -216,6 +216,23 @@ def test_region_of_an_unknown_shape(rng: np.random.Generator, region: Any) -> No
         gradient(a[:, :1], np.ones((1, 1)))
 
 
+def test_rows_of_an_unknown_shape_do_not_broadcast_the_result(rng: np.random.Generator) -> None:
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.float64)] * 3)
+    def function(a: Any, b: Any, rows: Any) -> Any:
+        with tf.GradientTape() as tape, sg.stock_ops():
+            tape.watch(b)
+            y = sg.matmul(a, b, gradient_rows=rows)
+        return y, tape.gradient(y, b)
+
+    a, b, rows = (rng.standard_normal(shape) for shape in ((M, K), (K, N), (M,)))
+    y, gradient = function(a, b, rows)
+    np.testing.assert_allclose(y, a @ b, rtol=1e-12)
+    np.testing.assert_allclose(gradient, a.T @ np.repeat(rows[:, None], N, axis=1), rtol=1e-12)
+    for wrong in (rows, rows[None, :1], rows[:0]):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            function(a[:1], b, wrong)
+
+
 def test_derivatives_of_any_order_and_direction(rng: np.random.Generator) -> None:
     problem = reference.random_problem(rng, (M, K), (K, N), "float64", activation="gelu", bias=True)
     rows = rng.random(M)
@@ -436,15 +453,15 @@ LOAD_AND_TRAIN = (
     WITHOUT_THIS_PACKAGE
     + """
 folder = sys.argv[1]
-x = np.load(folder + "/x.npy")
+x = tf.constant(np.load(folder + "/x.npy"))
 network = tf.saved_model.load(folder + "/network")
 with tf.GradientTape() as tape:
+    tape.watch(x)
     y = network.predict(x)
     loss = tf.reduce_sum(y * y)
-variables = [network.w1, network.w2, network.bias]
-w1, w2, bias = tape.gradient(loss, variables)
+w1, *gradients = tape.gradient(loss, [network.w1, network.w2, network.bias, x])
 assert w1 is None
-served = network.signatures["serving_default"](tf.constant(x))["y"]
+served = network.signatures["serving_default"](x)["y"]
 model = tf.saved_model.load(folder + "/exported")
 exported = model.serve(x)
 interpreter = tf.lite.Interpreter(model_path=folder + "/network.tflite")
@@ -456,7 +473,12 @@ interpreter.invoke()
 lite = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 assert "stopgrad_op" not in sys.modules
 np.savez(
-    folder + "/results.npz", y=y, w2=w2, bias=bias, served=served, exported=exported, lite=lite
+    folder + "/results.npz",
+    y=y,
+    **dict(zip(["w2", "bias", "x"], gradients, strict=True)),
+    served=served,
+    exported=exported,
+    lite=lite,
 )
 """
 )
@@ -473,7 +495,7 @@ class Network(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, K])])
     def predict(self, x: tf.Tensor) -> tf.Tensor:
-        hidden = sg.matmul(x, self.w1, activation="silu", stop_gradient=True)
+        hidden = sg.matmul(x, self.w1, activation="silu", stop_gradient="b")
         return sg.matmul(
             hidden,
             self.w2,
@@ -516,7 +538,9 @@ def test_saved_models_and_tflite_run_where_the_package_is_not(
     network, model = Network(rng), layers()
     model(x)
     with sg.stock_ops():
-        tf.saved_model.save(network, str(tmp_path / "network"), signatures=network.serve)
+        # Without Python's gradients, of which such a process could not have all.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(network, str(tmp_path / "network"), network.serve, options)
         model.export(str(tmp_path / "exported"), verbose=False)
         (tmp_path / "network.tflite").write_bytes(convert(network.predict, network))
     run_without_this_package(LOAD_AND_TRAIN, tmp_path)
@@ -529,12 +553,15 @@ def test_saved_models_and_tflite_run_where_the_package_is_not(
     mask = np.zeros((4, N), bool)
     mask[1:, :2] = True
     exact = reference.gradients(problem, 2 * y, {"bias": -0.5}, regions={"b": mask})
+    first = reference.Problem(x, network.w1.numpy(), activation="silu")
+    of_x = reference.gradients(first, exact["a"].value)["a"].value
     for name, due in (
         ("y", y),
         ("served", y),
         ("lite", y),
         ("w2", exact["b"].value),
         ("bias", exact["bias"].value),
+        ("x", of_x),
         ("exported", model(x)),
     ):
         np.testing.assert_allclose(results[name], due, rtol=2e-4, atol=2e-5, err_msg=name)
