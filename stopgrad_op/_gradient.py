@@ -13,7 +13,6 @@ from stopgrad_op import _tensorflow
 from stopgrad_op._activations import SAVED
 from stopgrad_op._library import load_ops
 from stopgrad_op._options import OPERANDS, GradientPolicy, MatMulOptions, operand_of
-from stopgrad_op._restricted import guard
 
 _ops = load_ops()
 
@@ -89,7 +88,8 @@ def _recorded_gradient(op: tf.Operation, dy: tf.Tensor | None, *dz: Any) -> list
             sliced=names("sliced"),
             slices=tuple(op.get_attr("slices")),
             indexed=indexed,
-            indexed_slices=names("indexed_slices"),
+            # A tangent is computed by transposing the gradient, which has to be one tensor there.
+            indexed_slices=() if _tensorflow.computes_tangents() else names("indexed_slices"),
         ),
     )
     num_operands = 2 + op.get_attr("num_bias")
@@ -106,29 +106,19 @@ def _recorded_gradient(op: tf.Operation, dy: tf.Tensor | None, *dz: Any) -> list
         if name not in blocked and (skipped is None or index not in skipped)
     ]
     operands = take(num_operands)
-    scales = dict(zip(scaled, take(len(scaled)), strict=True))
-    rows = take(num_rows)
-    indices = dict(zip(indexed, take(len(indexed)), strict=True))
-
-    def reads(name: str) -> bool:
-        return name in learning and not (name in scales and is_known_zero(scales[name]))
-
     kept = Kept(
         options,
         learning,
-        factors=[
-            guard(name, x, options.policy, scales, indices) if reads(other) else x
-            for name, other, x in zip("ab", "ba", operands[:2], strict=True)
-        ],
+        factors=operands[:2],
         saved=op.outputs[1:] if options.saves_preactivation else op.outputs[:1],
-        scales=scales,
-        rows=rows,
-        indices=indices,
+        scales=dict(zip(scaled, take(len(scaled)), strict=True)),
+        rows=take(num_rows),
+        indices=dict(zip(indexed, take(len(indexed)), strict=True)),
     )
     # Only derivatives of higher order give z a gradient; what tapes give otherwise is zeros.
     if dz and not _tensorflow.is_known_zeros(dz[0]):
         dy, kept = _at_preactivation(dy, dz[0], kept)
-    results = _gradients(learning, dy, kept, all_used=skipped is not None)
+    results = run_gradients(learning, dy, kept, all_used=skipped is not None)
     gradients: list[Any] = [results.get(name) for name in OPERANDS[:num_operands]]
     return gradients + [None] * (len(op.inputs) - num_operands)
 
@@ -148,7 +138,7 @@ def _aside_gradient(op: Any, dy: tf.Tensor) -> list[Any]:
     kept: Kept = _tensorflow.recorded_note(op)
     skipped = _tensorflow.skipped_inputs(op) or ()
     needed = [name for index, name in enumerate(kept.learning) if index not in skipped]
-    results = _gradients(needed, dy, kept, all_used=True)
+    results = run_gradients(needed, dy, kept, all_used=True)
     return list(map(results.get, kept.learning))
 
 
@@ -162,7 +152,7 @@ def weigh_rows(dz: tf.Tensor, rows: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.where(tf.equal(r, 0), tf.zeros_like(dz), tf.cast(r, dz.dtype) * dz)
 
 
-def _gradients(
+def run_gradients(
     needed: list[str], dy: tf.Tensor, kept: Kept, *, all_used: bool
 ) -> dict[str, tf.Tensor | tf.IndexedSlices]:
     """Return the gradients of the operands that are `needed`.
@@ -255,6 +245,10 @@ def run_gradient_op(
 ) -> list[tf.Tensor]:
     """Run the gradient op with no other inputs than it will read."""
     a, b = kept.factors
+    steered: Sequence[str] = needed
+    policy = kept.options.policy
+    if policy.blocked or kept.scales or policy.sliced or policy.indexed:
+        (a, b), steered = _steer_further(needed, kept)
     needs_a, needs_b = "a" in needed, "b" in needed
     shape_a: list[tf.Tensor] = []
     shape_b: list[tf.Tensor] = []
@@ -265,9 +259,9 @@ def run_gradient_op(
             shape_a = [_sizes(a)]
         else:
             shape_b = [_sizes(b)]
-    scaled = [name for name in needed if name in kept.scales]
+    scaled = [name for name in steered if name in kept.scales]
     options = kept.options
-    indices, region_attributes = _regions(needed, kept)
+    indices, region_attributes = _regions(steered, kept)
     inputs = (
         dy,
         [a] if needs_b else [],
@@ -294,6 +288,24 @@ def run_gradient_op(
         ),
     )
     return gradients
+
+
+def _steer_further(
+    needed: Sequence[str], kept: Kept
+) -> tuple[list[tf.Tensor | tf.TensorShape], Sequence[str]]:
+    """Return the factors, and the operands of which the op must know how they are steered.
+
+    These are the needed ones, and those that it reads, if it may be differentiated itself: the
+    gradient of `a` depends on `b`, and that dependence is blocked, scaled and restricted as `b` is.
+    """
+    factors, steered = list(kept.factors), list(needed)
+    for index, (name, other) in enumerate((("a", "b"), ("b", "a"))):
+        if other in needed and _tensorflow.may_be_differentiated(factors[index]):
+            if name in kept.options.policy.blocked:
+                factors[index] = tf.stop_gradient(factors[index])
+            elif name not in steered:
+                steered.append(name)
+    return factors, steered
 
 
 def _regions(needed: Sequence[str], kept: Kept) -> tuple[list[tf.Tensor], tuple[Any, ...]]:

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from stopgrad_op import _tensorflow
 from stopgrad_op._activations import SAVED, derivative
-from stopgrad_op._gradient import Kept, run_gradient_op, weigh_rows
+from stopgrad_op._gradient import Kept, run_gradients, weigh_rows
 from stopgrad_op._library import load_ops
-from stopgrad_op._options import GradientPolicy, MatMulOptions
+from stopgrad_op._options import GradientPolicy, MatMulOptions, operand_of
 from stopgrad_op._restricted import restrict
 
 _ops = load_ops()
@@ -175,30 +175,59 @@ class GradientCall:
         """Return ga b + a gb + gbias, of what there is, in the shape of dy."""
         bias = [g["bias"]] if "bias" in g else []
         terms = []
-        for a, b in ((g.get("a"), self._factor("b")), (self._factor("a"), g.get("b"))):
-            if a is not None and b is not None:
-                terms.append(self._multiply(a, b, bias))
-                bias = []
+        if "a" in g:
+            terms.append(self._multiply(g["a"], self._factor("b"), bias, "b"))
+            bias = []
+        if "b" in g:
+            terms.append(self._multiply(self._factor("a"), g["b"], bias, "a"))
+            bias = []
         if not terms:
             return tf.broadcast_to(bias[0], tf.shape(self.dy))
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
-    def _factor(self, name: str) -> tf.Tensor | None:
-        return self.factors[name][0] if self.factors[name] else None
+    def _factor(self, name: str) -> tf.Tensor:
+        return self.factors[name][0]
 
-    def _multiply(self, a: tf.Tensor, b: tf.Tensor, bias: list[tf.Tensor]) -> tf.Tensor:
+    def _multiply(self, a: tf.Tensor, b: tf.Tensor, bias: list[tf.Tensor], read: str) -> tf.Tensor:
+        """Multiply an upstream gradient by the operand that the op reads, which stays steered."""
+        policy = self._policy_of(read)
         y, _ = _ops.stopgrad_op_fused_mat_mul(
-            a=a, b=b, bias=bias, scales=[], rows=[], indices=[], num_z=0, **self.layouts
+            a=a,
+            b=b,
+            bias=bias,
+            scales=[self.scales[name] for name in policy.scaled],
+            rows=[],
+            indices=[self.indices[axis] for axis in policy.indexed],
+            num_z=0,
+            scaled=policy.scaled,
+            sliced=policy.sliced,
+            slices=policy.slices,
+            indexed=policy.indexed,
+            indexed_slices=policy.indexed_slices,
+            **self.layouts,
         )
         return y
 
-    def gradient_of_factor(self, name: str, other: tf.Tensor, dz: tf.Tensor) -> tf.Tensor:
-        """Return the gradient of `name` in its product with `other`, given the product's."""
+    def gradient_of_factor(self, name: str, other: tf.Tensor, dz: tf.Tensor) -> Any:
+        """Return the gradient of an operand that the op reads, from its product with `other`."""
+        policy = self._policy_of(name)
+        options = MatMulOptions(**self.layouts, activation="linear", policy=policy)
         factor = self._factor(name)
-        assert factor is not None
-        options = MatMulOptions(**self.layouts, activation="linear", policy=GradientPolicy())
-        factors = (factor.shape, other) if name == "a" else (other, factor.shape)
-        if not factor.shape.is_fully_defined():
-            factors = (factor, other) if name == "a" else (other, factor)
-        kept = Kept(options, [name], factors, [], {}, [], {})
-        return run_gradient_op([name], dz, "linear", kept)[0]
+        factors = (factor, other) if name == "a" else (other, factor)
+        scales = {name: self.scales[name] for name in policy.scaled}
+        indices = {axis: self.indices[axis] for axis in policy.indexed}
+        kept = Kept(options, [name], factors, [], scales, [], indices)
+        return run_gradients([name], dz, kept, all_used=True)[name]
+
+    def _policy_of(self, name: str) -> GradientPolicy:
+        """Return the part of the policy that is about one operand."""
+        policy = self.policy
+        sliced = [i for i, axis in enumerate(policy.sliced) if operand_of(axis) == name]
+        compact = name in policy.indexed_slices and not _tensorflow.computes_tangents()
+        return GradientPolicy(
+            scaled=(name,) if name in self.scales else (),
+            sliced=tuple(policy.sliced[i] for i in sliced),
+            slices=tuple(x for i in sliced for x in policy.slices[3 * i : 3 * i + 3]),
+            indexed=tuple(axis for axis in policy.indexed if operand_of(axis) == name),
+            indexed_slices=(name,) if compact else (),
+        )

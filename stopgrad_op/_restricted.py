@@ -6,7 +6,6 @@ The kernels do it as they compute; this is for derivatives of higher order.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import tensorflow as tf
 
@@ -31,29 +30,6 @@ def restrict(
         if operand_of(axis) == name:
             g = _keep(g, axis, _in_list(selected))
     return g
-
-
-def guard(
-    name: str,
-    x: tf.Tensor,
-    policy: GradientPolicy,
-    scales: Mapping[str, tf.Tensor],
-    indices: Mapping[str, tf.Tensor],
-) -> tf.Tensor:
-    """Return an operand as other gradients read it: what comes back through them is restricted.
-
-    The gradient of `a` depends on `b`, and that dependence is blocked, scaled and masked as `b` is.
-    """
-    if name in policy.blocked:
-        return tf.stop_gradient(x)
-    if name not in scales and name not in map(operand_of, (*policy.sliced, *policy.indexed)):
-        return x
-
-    @tf.custom_gradient
-    def guarded(x: tf.Tensor) -> Any:
-        return tf.identity(x), lambda g: restrict(name, g, policy, scales, indices)
-
-    return guarded(x)
 
 
 _Selects = Callable[[tf.Tensor], tf.Tensor]

@@ -98,6 +98,18 @@ def is_known_zeros(tensor: tf.Tensor | None) -> bool:
     return constant is not None and not constant.any()
 
 
+def may_be_differentiated(tensor: tf.Tensor) -> bool:
+    """Return whether there may be gradients of what is computed from a tensor now."""
+    if not isinstance(tensor, EagerTensor):
+        return True
+    return may_record() and gradient_order((tensor,)) > 0
+
+
+def computes_tangents() -> bool:
+    """Return whether a forward accumulator traces a gradient now, to transpose it."""
+    return str(getattr(tf.compat.v1.get_default_graph(), "name", "")).startswith("_jvp_")
+
+
 def gradient_order(tensors: Sequence[tf.Tensor]) -> int:
     """Return which derivatives can be asked for of what is computed from the eager tensors.
 

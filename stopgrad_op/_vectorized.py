@@ -173,9 +173,11 @@ class _Gradients:
         self, names: Sequence[str], dz: tf.Tensor, activation: str, saved: Sequence[tf.Tensor]
     ) -> dict[str, tf.Tensor]:
         call, policy = self.call, self.call.policy
-        sliced = [i for i, axis in enumerate(policy.sliced) if operand_of(axis) in names]
-        indexed = [axis for axis in policy.indexed if operand_of(axis) in names]
-        scaled = [name for name in names if name in call.scales]
+        # And of the operands that it reads, for derivatives of higher order.
+        steered = [*names, *(_other(name) for name in names if _other(name) not in names)]
+        sliced = [i for i, axis in enumerate(policy.sliced) if operand_of(axis) in steered]
+        indexed = [axis for axis in policy.indexed if operand_of(axis) in steered]
+        scaled = [name for name in steered if name in call.scales]
         own = {name: self._shape_of(name) for name in names}
         shapes: dict[str, list[tf.Tensor]] = {"a": [], "b": []}
         for name in names if len(names) == 1 else ():
