@@ -130,6 +130,41 @@ def test_a_blocked_operand_has_no_tangent_and_gradients_none_through_it(
         assert outer.gradient(gradient, b) is None
 
 
+@pytest.mark.parametrize("in_function", [False, True])
+@pytest.mark.parametrize(
+    ("options", "meaning"),
+    [
+        ({"gradient_scale": {"b": -0.5}}, {"scales": {"b": -0.5}}),
+        (
+            {"trainable": {"b": np.s_[1:3]}},
+            {"regions": {"b": np.array([[False], [True], [True], [False]])}},
+        ),
+    ],
+    ids=["scale", "region"],
+)
+def test_the_gradient_of_one_operand_depends_on_the_other_as_that_is_steered(
+    in_function: bool, options: dict[str, Any], meaning: dict[str, Any], rng: np.random.Generator
+) -> None:
+    a, b, direction = map(tf.constant, arrays(rng))
+
+    def run(multiply: Multiply) -> list[Any]:
+        with tf.GradientTape() as outer, tf.autodiff.ForwardAccumulator(b, direction) as over:
+            outer.watch(b)
+            with tf.GradientTape() as tape:  # asks for nothing else
+                tape.watch(a)
+                total = weighted_sum(multiply(a, b))
+            gradient = tape.gradient(total, a)
+        return [over.jvp(gradient), outer.gradient(gradient, b)]
+
+    problem = reference.Problem(a, b, activation="tanh")
+    due = run(lambda a, b: stock.matmul(problem, (a, b), **meaning))
+
+    def ours() -> list[Any]:
+        return run(lambda a, b: sg.matmul(a, b, activation="tanh", **options))
+
+    assert_same((tf.function(ours) if in_function else ours)(), due)
+
+
 @pytest.mark.parametrize("activation", [None, "silu"])
 def test_a_region_whose_gradient_is_indexed_slices(
     activation: str | None, rng: np.random.Generator
