@@ -1,6 +1,7 @@
 """The kernels of stopgrad_op on NumPy arrays, without TensorFlow."""
 
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any, Literal, TypedDict, overload
 
 import numpy.typing as npt
@@ -12,6 +13,10 @@ _Array = npt.NDArray[Any]
 _Layout = Literal["normal", "transpose", "adjoint"]
 # Of one axis: begin, end and step of a slice, or ascending indices.
 _Region = tuple[int, int | None, int] | npt.NDArray[Any]
+
+# The same functions on arrays in a GPU's memory; missing where `build_info()["cuda_missing"]` says
+# why it was not built.
+cuda: ModuleType
 
 class _Product(TypedDict):
     m: int

@@ -27,6 +27,7 @@ class BuildInfo(TypedDict):
     tensorflow: str | None
     tensorflow_distribution: str | None
     xla_missing: str | None
+    cuda_missing: str | None
     cxx11_abi: int
     compiler: str
     instructions: str

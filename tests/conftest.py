@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+import devices
 import numpy as np
 import pytest
 import reference
@@ -24,6 +25,15 @@ settings.load_profile("stopgrad_op")
 _HAS_TENSORFLOW = sg.build_info()["tensorflow"] is not None
 
 collect_ignore = [] if _HAS_TENSORFLOW else ["ops"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=devices.DEVICES,
+        default="cpu",
+        help="where tests that run on any device do so",
+    )
 
 
 def pytest_report_header() -> str:

@@ -2,6 +2,8 @@
 #define STOPGRAD_CORE_ACTIVATION_H_
 
 #include <string_view>
+#include <type_traits>
+#include <utility>
 
 namespace stopgrad {
 
@@ -58,6 +60,18 @@ static_assert(ActivationTableIsInEnumOrder(), "kActivations is indexed by the en
 
 constexpr Saved SavedFor(Activation activation) {
   return kActivations[static_cast<int>(activation)].saved;
+}
+
+// Calls `function` with the activation as a constant, which has to be one of the table's:
+// `VisitActivation(activation, [&](auto constant) { ...<constant()>... })`.
+template <typename Function, int first = 0>
+auto VisitActivation(Activation activation, Function&& function) {
+  if constexpr (first + 1 < kNumActivations) {
+    if (static_cast<int>(activation) != first) {
+      return VisitActivation<Function, first + 1>(activation, std::forward<Function>(function));
+    }
+  }
+  return function(std::integral_constant<Activation, static_cast<Activation>(first)>());
 }
 
 // Finds an activation by name; false if there is none of that name.

@@ -55,6 +55,12 @@ struct DTypeTraits<DType::kInt64> : DTypeRow<uint64_t, uint64_t, false, false> {
 
 inline constexpr int kNumDTypes = 8;
 
+inline constexpr const char* kDTypeNames[] = {"float32",   "float64",    "float16", "bfloat16",
+                                              "complex64", "complex128", "int32",   "int64"};
+static_assert(sizeof(kDTypeNames) / sizeof(kDTypeNames[0]) == kNumDTypes);
+
+inline const char* NameOf(DType dtype) { return kDTypeNames[static_cast<int>(dtype)]; }
+
 template <typename T>
 struct RealPart {
   using Type = T;

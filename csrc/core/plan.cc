@@ -243,7 +243,7 @@ bool Sums(const Product& product) {
 
 GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
                       const GradientNeeds& needs, const GradientPolicy& policy,
-                      bool fuses_activation) {
+                      const ProductAbilities& abilities) {
   GradientPlan plan;
   const RowWeights& rows = policy.rows;
   const bool has_zeros = rows.has_zeros();
@@ -299,9 +299,10 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
         needs_masked_dz = needs_masked_dz || !operand.gradient->masks_result;
       } else {
         operand.gradient->masks_dz = true;
+        needs_masked_dz = needs_masked_dz || !abilities.mask_dz;
       }
     }
-    const bool written = is_weighted || needs_masked_dz || (!is_linear && !fuses_activation);
+    const bool written = is_weighted || needs_masked_dz || (!is_linear && !abilities.compute_dz);
     const bool compacts = written && has_zeros && !masks;
     if (written) plan.a.masks_result = plan.b.masks_dz = false;
     for (const Operand& operand : operands) {

@@ -61,7 +61,13 @@ struct GradientProducts {
   bool masks_result = false;  // the result's rows are Y's, and those of weight 0 get zeros
 
   bool runs() const { return !products.empty(); }
-  int64_t Flops(bool is_complex) const;
+  STOPGRAD_EXPORT int64_t Flops(bool is_complex) const;
+};
+
+// What a device's products can do to dZ as they read it, so that it need not be written for that.
+struct ProductAbilities {
+  bool compute_dz = false;  // from dY and what is saved
+  bool mask_dz = true;      // read rows whose weight is 0 as zeros
 };
 
 // What the backward pass has to do. One pass over the rows of dY whose weight is not 0 gives dZ and
@@ -85,12 +91,10 @@ struct GradientPlan {
 // or a region makes superfluous is left out. Rows of weight 0 are left out of a product where that
 // saves more than gathering the others costs. Elsewhere all rows are multiplied: those of dZ are
 // zeros, written by the pass or read as such, or those of the result become zeros in the end.
-// With `fuses_activation`, dZ is not written only because of the activation: a product computes it
-// from dY as it reads it.
 // `z` goes with no row weights.
 STOPGRAD_EXPORT GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
                                       const GradientNeeds& needs, const GradientPolicy& policy,
-                                      bool fuses_activation = false);
+                                      const ProductAbilities& abilities = {});
 
 }  // namespace stopgrad
 

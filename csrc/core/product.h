@@ -23,7 +23,7 @@ struct MatrixView {
   bool by_list() const { return rows != nullptr || cols != nullptr; }
 };
 
-MatrixView Transposed(const MatrixView& view);
+STOPGRAD_EXPORT MatrixView Transposed(const MatrixView& view);
 
 // One batch dimension: its extent and the distance, in elements, between neighbouring matrices of
 // each operand. A stride of 0 in a or b broadcasts; a stride of 0 in c sums.
@@ -59,7 +59,7 @@ struct Product {
 
 // C^T = B^T A^T: the same product for a device that wants C stored the other way round. The factors
 // change places, so the caller's pointers must as well.
-Product Transposed(const Product& product);
+STOPGRAD_EXPORT Product Transposed(const Product& product);
 
 // Rewrites the product as an equal one that is better to compute: no batch dimensions of extent 1,
 // and batch dimensions that lie seamlessly behind m or k become part of it (a batch of activations

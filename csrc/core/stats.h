@@ -17,7 +17,7 @@ struct PassStats {
 };
 
 // Called once per product, by whichever device runs it.
-void CountProduct(Pass pass, int64_t flops);
+STOPGRAD_EXPORT void CountProduct(Pass pass, int64_t flops);
 
 STOPGRAD_EXPORT PassStats ReadStats(Pass pass);
 STOPGRAD_EXPORT void ResetStats();

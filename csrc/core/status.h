@@ -6,7 +6,7 @@
 
 namespace stopgrad {
 
-enum class StatusCode { kOk, kInvalidArgument, kResourceExhausted, kInternal };
+enum class StatusCode { kOk, kInvalidArgument, kResourceExhausted, kUnavailable, kInternal };
 
 // What a kernel returns. Nothing in core, cpu or cuda throws; the adapters turn a status into the
 // error of their framework.

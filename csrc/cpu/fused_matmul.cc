@@ -216,7 +216,9 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
   GradientPlan plan;
   bool is_prologue = false;
   if (!is_linear && needs.a != needs.b && !needs.bias && !needs.z) {
-    plan = MakePlan(problem, activation, needs, policy, /*fuses_activation=*/true);
+    ProductAbilities abilities;
+    abilities.compute_dz = true;
+    plan = MakePlan(problem, activation, needs, policy, abilities);
     is_prologue = ComputesDzAsItPacks(plan, dtype, Work(host, FlopsOf(plan, dtype, pass_elements)));
   }
   if (!is_prologue) plan = MakePlan(problem, activation, needs, policy);

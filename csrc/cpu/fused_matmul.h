@@ -7,32 +7,13 @@
 #include "core/plan.h"
 #include "core/problem.h"
 #include "core/status.h"
+#include "core/tensors.h"
 
 namespace stopgrad::cpu {
-
-// Dense, row-major tensors of the problem's dtype. Null means absent.
-struct ForwardTensors {
-  const void* a = nullptr;
-  const void* b = nullptr;
-  const void* bias = nullptr;
-  void* y = nullptr;
-  void* z = nullptr;  // the pre-activation, written where backward will need it
-};
 
 // Y = f(op(A) op(B) + bias)
 STOPGRAD_EXPORT Status FusedMatMul(const MatMulProblem& problem, Activation activation,
                                    const ForwardTensors& tensors, Host& host);
-
-struct BackwardTensors {
-  const void* dy = nullptr;
-  const void* a = nullptr;      // read for dB
-  const void* b = nullptr;      // read for dA
-  const void* saved = nullptr;  // y or z, as kActivations says
-  void* da = nullptr;           // a result that is not null is needed
-  void* db = nullptr;
-  void* dbias = nullptr;
-  void* dz = nullptr;
-};
 
 // dZ = dY f'(saved),  dBias = s_bias sum_rows w dZ,  dA = s_a w dZ op(B)^H,  dB = s_b op(A)^H w dZ,
 // with w the row weights, and of these only what is asked for and lies in the regions; the rest of

@@ -175,7 +175,7 @@ class ForwardOp : public OpKernel {
     OP_REQUIRES_OK(context, ToAbsl(MakeMatMulProblem(attributes_.dtype, attributes_.layout_a,
                                                      attributes_.layout_b, ToShape(a.shape()),
                                                      ToShape(b.shape()), &problem)));
-    cpu::ForwardTensors tensors{a.data(), b.data()};
+    ForwardTensors tensors{a.data(), b.data()};
     if (bias != nullptr) {
       OP_REQUIRES_OK(context, ToAbsl(CheckBias(problem, ToShape(bias->shape()))));
       tensors.bias = bias->data();
@@ -333,8 +333,8 @@ class FusedMatMulGradOp : public OpKernel {
                                                &policy.regions));
 
     GradientNeeds zeros = FindZeros(policy);
-    cpu::BackwardTensors tensors{dy.data(), a ? a->data() : nullptr, b ? b->data() : nullptr,
-                                 saved ? saved->data() : nullptr};
+    BackwardTensors tensors{dy.data(), a ? a->data() : nullptr, b ? b->data() : nullptr,
+                            saved ? saved->data() : nullptr};
     for (size_t i = 0; i < attributes_.needed.size(); ++i) {
       if (!context->output_required(i)) continue;
       const std::string& name = attributes_.needed[i];

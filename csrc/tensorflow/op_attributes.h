@@ -38,6 +38,8 @@ inline absl::Status ToAbsl(const Status& status) {
       return absl::InvalidArgumentError(status.message());
     case StatusCode::kResourceExhausted:
       return absl::ResourceExhaustedError(status.message());
+    case StatusCode::kUnavailable:
+      return absl::UnavailableError(status.message());
     case StatusCode::kInternal:
       return absl::InternalError(status.message());
   }

@@ -23,6 +23,7 @@ ALLOWED = {
     "libstopgrad_ops": "(?!)",
     "libstopgrad_xla": "(?!)",
     "libstopgrad_kernels": "_ZN[VK]*8stopgrad.*|_ZT[ISV]N8stopgrad.*",
+    "libstopgrad_cuda": "_ZN[VK]*8stopgrad.*|_ZT[ISV]N8stopgrad.*",
 }
 
 

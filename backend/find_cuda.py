@@ -1,0 +1,112 @@
+"""Find what the CUDA kernels are built with: nvcc, and the headers of the runtime and cublasLt.
+
+As a script it prints one JSON object, which CMake reads; the build hooks import it. Where something
+is missing it says what, and what to type. Nothing has to be linked with: the runtime is static and
+cublasLt is opened when it is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from find_tensorflow import places
+
+# NVIDIA's packages on PyPI that make a compiler, and those that have the headers of libraries.
+COMPILER_PACKAGES = (
+    "nvidia-cuda-nvcc>=13,<14",
+    "nvidia-cuda-crt>=13,<14",
+    "nvidia-nvvm>=13,<14",
+    "nvidia-cuda-runtime>=13,<14",
+    "nvidia-cuda-cccl>=13,<14",
+    "nvidia-nvtx>=13,<14",
+)
+CUBLAS_PACKAGE = "nvidia-cublas>=13,<14"
+
+# The distributions of TensorFlow that are built for NVIDIA's GPUs.
+GPU_DISTRIBUTIONS = ("tensorflow", "tf-nightly")
+
+_LIST = """
+import importlib.util
+spec = importlib.util.find_spec("nvidia")
+print(*(spec.submodule_search_locations or () if spec else ()), sep="\\n")
+"""
+
+
+@cache
+def package_folders() -> tuple[Path, ...]:
+    """Return the folders that NVIDIA's packages for Python are in."""
+    found = (line for place in places() for line in place.run(_LIST).stdout.splitlines())
+    return tuple(Path(line) for line in dict.fromkeys(found) if line)
+
+
+def find_compiler() -> Path | None:
+    """Return nvcc: the one that CUDACXX names, or on PATH, or the toolkit's, or from PyPI."""
+    chosen = os.environ.get("CUDACXX")
+    candidates = [
+        shutil.which(chosen) if chosen else None,
+        shutil.which("nvcc"),
+        "/usr/local/cuda/bin/nvcc",
+        *(folder / "cu13" / "bin" / "nvcc" for folder in package_folders()),
+    ]
+    return next((Path(c) for c in candidates if c and Path(c).is_file()), None)
+
+
+def include_folders(tensorflow_include: str | None) -> Iterator[Path]:
+    """Yield where headers may be, the best place first."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if home := os.environ.get(variable):
+            yield Path(home) / "include"
+    if compiler := find_compiler():
+        yield compiler.resolve().parent.parent / "include"
+    yield Path("/usr/local/cuda/include")
+    if tensorflow_include:
+        external = Path(tensorflow_include) / "external"
+        yield from (header.parent for header in sorted(external.glob("cuda_*/**/cublasLt.h")))
+    for folder in package_folders():
+        for name in ("cu13", "cuda_runtime", "cublas"):
+            yield folder / name / "include"
+
+
+def find_header(header: str, tensorflow_include: str | None) -> Path | None:
+    """Return the first folder that has the header."""
+    folders = include_folders(tensorflow_include)
+    return next((folder for folder in folders if (folder / header).is_file()), None)
+
+
+def describe(tensorflow_include: str | None = None) -> dict[str, str | None]:
+    """Return the compiler, the folders of headers, and what is missing; None where nothing is."""
+    compiler = find_compiler()
+    cublas = find_header("cublasLt.h", tensorflow_include)
+    # Whose own headers need more of the toolkit's than the runtime's package has.
+    runtime = find_header("crt/host_defines.h", tensorflow_include)
+    headers_missing = compiler_missing = None
+    if cublas is None:
+        headers_missing = f"there is no cublasLt.h. Type: pip install '{CUBLAS_PACKAGE}'"
+    elif runtime is None:
+        headers_missing = "there are no headers of the CUDA runtime"
+    if compiler is None:
+        packages = " ".join(f"'{package}'" for package in COMPILER_PACKAGES)
+        compiler_missing = f"there is no nvcc. Type: pip install {packages}"
+    return {
+        "compiler": str(compiler) if compiler else None,
+        "runtime_include": str(runtime) if runtime else None,
+        "cublas_include": str(cublas) if cublas else None,
+        "headers_missing": headers_missing,
+        "missing": compiler_missing or headers_missing,
+    }
+
+
+def main() -> int:
+    """Print what CMake needs to know as JSON, given TensorFlow's folder of headers, if any."""
+    print(json.dumps(describe(sys.argv[1] if len(sys.argv) > 1 else None)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+# Enables CUDA, unless STOPGRAD_CUDA is OFF or, where it is AUTO, something is missing; then
+# STOPGRAD_CUDA_MISSING says why.
+set(STOPGRAD_CUDA AUTO CACHE STRING "The CUDA kernels: ON, OFF, or AUTO, where they can be built")
+set_property(CACHE STOPGRAD_CUDA PROPERTY STRINGS AUTO ON OFF)
+
+if(STOPGRAD_CUDA STREQUAL "AUTO" OR STOPGRAD_CUDA)
+  include(cmake/CudaHeaders.cmake)
+else()
+  set(STOPGRAD_CUDA_MISSING "it was built with STOPGRAD_CUDA=OFF")
+endif()
+if(STOPGRAD_CUDA_MISSING)
+  if(STOPGRAD_CUDA AND NOT STOPGRAD_CUDA STREQUAL "AUTO")
+    message(FATAL_ERROR "STOPGRAD_CUDA=ON: ${STOPGRAD_CUDA_MISSING}")
+  endif()
+  return()
+endif()
+
+if(NOT CMAKE_CUDA_COMPILER)
+  set(CMAKE_CUDA_COMPILER "${STOPGRAD_CUDA_COMPILER}")
+endif()
+# Machine code for these, and PTX from which the driver makes it for what comes after.
+if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 90-virtual)
+endif()
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+enable_language(CUDA)

@@ -1,0 +1,208 @@
+#include <algorithm>
+
+#include "cuda/activation_functions.cuh"
+#include "cuda/elementwise.h"
+#include "cuda/launch.cuh"
+#include "cuda/memory.h"
+#include "cuda/rows.cuh"
+#include "cuda/storage.cuh"
+
+namespace stopgrad::cuda {
+
+namespace {
+
+template <typename Storage, Activation activation>
+struct DyPassKernel {
+  using Accumulator = AccumulatorOf<Storage>;
+  using Function = ActivationFunction<activation, Accumulator>;
+  static constexpr int kSize = Vector<Storage>::kSize;
+
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;
+  int64_t place_scale;  // what to multiply the places with
+  int64_t rows_per_block;
+  bool aligned;
+  const Storage* dy;
+  const Storage* saved;
+  const int64_t* places;
+  const uint8_t* active;
+  const double* weights;
+  Storage* dz;
+  Accumulator* partial;  // [blocks, cols]: the sum of each block's rows
+
+  __device__ void operator()() const {
+    const ThreadColumns<Storage> columns(cols, aligned);
+    Accumulator sums[kSize] = {};
+    const int64_t begin = blockIdx.y * rows_per_block;
+    const int64_t end = begin + rows_per_block < rows ? begin + rows_per_block : rows;
+    int64_t row = columns.any() ? begin + threadIdx.y : end;
+    for (; row < end; row += int64_t(blockDim.y) * kRowsInFlight) {
+      Vector<Storage> dys[kRowsInFlight], saveds[kRowsInFlight];
+#pragma unroll
+      for (int u = 0; u < kRowsInFlight; ++u) {
+        const int64_t r = row + u * int64_t(blockDim.y);
+        if (r >= end || (active != nullptr && !active[r])) continue;
+        const int64_t place = places != nullptr ? places[r] * place_scale : r * row_stride;
+        dys[u] = columns.Read(dy + place);
+        if constexpr (activation != Activation::kLinear) saveds[u] = columns.Read(saved + place);
+      }
+#pragma unroll
+      for (int u = 0; u < kRowsInFlight; ++u) {
+        const int64_t r = row + u * int64_t(blockDim.y);
+        if (r >= end) break;
+        const bool is_active = active == nullptr || active[r];
+        const Accumulator weight = weights != nullptr ? Accumulator(weights[r]) : Accumulator(1);
+        Vector<Storage> results;
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) {
+          Accumulator value(0);
+          if (is_active) {
+            value = Load(dys[u].values[i]);
+            if constexpr (activation != Activation::kLinear) {
+              value *= Function::Derivative(Load(saveds[u].values[i]));
+            }
+            value *= weight;
+          }
+          sums[i] += value;
+          Store(value, &results.values[i]);
+        }
+        if (dz != nullptr) columns.Write(results, dz + r * cols);
+      }
+    }
+    if (partial == nullptr) return;
+
+    // A tree over the block's threads below each other.
+    __shared__ Accumulator shared[kThreads][kSize];
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    for (int i = 0; i < kSize; ++i) shared[thread][i] = sums[i];
+    for (int half = blockDim.y / 2; half > 0; half /= 2) {
+      __syncthreads();
+      if (threadIdx.y < half) {
+        for (int i = 0; i < kSize; ++i) {
+          shared[thread][i] += shared[thread + half * blockDim.x][i];
+        }
+      }
+    }
+    if (threadIdx.y != 0 || !columns.any()) return;
+    for (int i = 0; i < kSize; ++i) {
+      if (columns.Has(i)) partial[blockIdx.y * cols + columns.At(i)] = shared[thread][i];
+    }
+  }
+};
+
+// dbias[j] = scale sum_i partial[i, j], for the columns of a region, in double.
+template <typename Storage>
+struct SumPartialsKernel {
+  using Accumulator = AccumulatorOf<Storage>;
+
+  const Accumulator* partial;
+  Storage* dbias;
+  int64_t blocks;
+  int64_t cols;       // of partial
+  int64_t first_col;  // of dbias, where partial begins
+  int64_t count;      // how many columns
+  int parts;          // real numbers in an element
+  int64_t begin, step;
+  const int64_t* list;
+  double scale;
+
+  __device__ void operator()() const {
+    __shared__ double shared[kThreads];
+    const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    const int64_t element = index / parts;
+    const int64_t col =
+        index < count
+            ? (list != nullptr ? list[element] : begin + element * step) * parts + index % parts
+            : first_col;
+    double sum = 0;
+    for (int64_t i = threadIdx.y; i < blocks; i += blockDim.y) {
+      sum += partial[i * cols + col - first_col];
+    }
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    shared[thread] = sum;
+    for (int half = blockDim.y / 2; half > 0; half /= 2) {
+      __syncthreads();
+      if (threadIdx.y < half) shared[thread] += shared[thread + half * blockDim.x];
+    }
+    if (threadIdx.y == 0 && index < count) {
+      Store(Accumulator(shared[thread] * scale), &dbias[col]);
+    }
+  }
+};
+
+// How many rows a block of the pass sums. Many blocks keep the device busy, few leave few sums to
+// be added at the end. It depends on the shape alone, and so do the results.
+int64_t RowsPerBlock(int64_t rows, dim3 block, int64_t blocks_along_row) {
+  constexpr int64_t kEnoughBlocks = 1024;
+  constexpr int64_t kMostRowsPerThread = 16;
+  constexpr int64_t kMostSums = 1024;
+  const int64_t rows_of_threads = CeilDiv(rows, block.y);
+  const int64_t per_thread = std::clamp<int64_t>(rows_of_threads * blocks_along_row / kEnoughBlocks,
+                                                 1, kMostRowsPerThread);
+  return std::max(per_thread, CeilDiv(rows_of_threads, kMostSums)) * block.y;
+}
+
+template <typename Storage, Activation activation>
+Status EnqueueTyped(const DyPass& pass, int parts, Device& device) {
+  using Accumulator = AccumulatorOf<Storage>;
+  constexpr int kSize = Vector<Storage>::kSize;
+  DyPassKernel<Storage, activation> kernel{};
+  kernel.rows = pass.rows;
+  kernel.cols = pass.cols * parts;
+  kernel.row_stride = pass.row_stride * parts;
+  kernel.place_scale = parts;
+  kernel.dy = static_cast<const Storage*>(pass.dy);
+  kernel.saved = static_cast<const Storage*>(pass.saved);
+  kernel.places = pass.places;
+  kernel.active = pass.active;
+  kernel.weights = pass.weights;
+  kernel.dz = static_cast<Storage*>(pass.dz);
+  kernel.aligned = kernel.cols % kSize == 0 && kernel.row_stride % kSize == 0 &&
+                   IsAligned(pass.dy) && IsAligned(pass.saved) && IsAligned(pass.dz);
+  const int64_t width = CeilDiv(kernel.cols, kSize);
+  const dim3 block = BlockOver(width);
+  const int64_t blocks_along_row = CeilDiv(width, block.x);
+  kernel.rows_per_block = RowsPerBlock(pass.rows, block, blocks_along_row);
+  const dim3 grid(blocks_along_row, CeilDiv(pass.rows, kernel.rows_per_block));
+  if (pass.dbias != nullptr) {
+    const size_t bytes = grid.y * kernel.cols * sizeof(Accumulator);
+    kernel.partial = static_cast<Accumulator*>(device.Allocate(bytes));
+    if (kernel.partial == nullptr) return OutOfMemory("the sums of a bias gradient", bytes);
+  }
+  Status status = Launch("the kernel of the pass over dy", kernel, grid, block, device.stream());
+  if (!status.ok() || pass.dbias == nullptr) return status;
+
+  const Selection& region = *pass.bias_region;
+  SumPartialsKernel<Storage> sum{};
+  sum.partial = kernel.partial;
+  sum.dbias = static_cast<Storage*>(pass.dbias);
+  sum.blocks = grid.y;
+  sum.cols = kernel.cols;
+  sum.first_col = pass.first_col * parts;
+  sum.count = region.Count(pass.bias_cols) * parts;
+  sum.parts = parts;
+  sum.begin = region.At(0);
+  sum.step = region.step;
+  sum.scale = pass.bias_scale;
+  if (region.kind == Selection::Kind::kList) {
+    status = Upload(region.list, device, &sum.list);
+    if (!status.ok()) return status;
+  }
+  const dim3 sum_block = BlockOver(sum.count);
+  return Launch("the kernel of a bias gradient", sum, dim3(CeilDiv(sum.count, sum_block.x)),
+                sum_block, device.stream());
+}
+
+}  // namespace
+
+Status Enqueue(const DyPass& pass, Device& device) {
+  if (pass.rows == 0 || pass.cols == 0) return Status();
+  return VisitReal(pass.dtype, [&](auto storage, int parts) {
+    return VisitActivation(pass.activation, [&](auto activation) {
+      return EnqueueTyped<decltype(storage), activation()>(pass, parts, device);
+    });
+  });
+}
+
+}  // namespace stopgrad::cuda

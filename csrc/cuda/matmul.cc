@@ -1,0 +1,554 @@
+#include "cuda/matmul.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <sstream>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "cuda/cublas_lt.h"
+#include "cuda/device_kind.h"
+#include "cuda/status.h"
+
+namespace stopgrad::cuda {
+
+namespace {
+
+constexpr int kMostCandidates = 8;
+constexpr std::chrono::milliseconds kTimeToChoose(40);
+
+// The types of a dtype's matrices, sums and alpha.
+struct Types {
+  cudaDataType_t matrix;
+  cudaDataType_t scale;
+  cublasComputeType_t compute;
+};
+
+Types TypesOf(DType dtype, bool allows_tf32) {
+  const cublasComputeType_t float32 =
+      allows_tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+  switch (dtype) {
+    case DType::kDouble:
+      return {CUDA_R_64F, CUDA_R_64F, CUBLAS_COMPUTE_64F};
+    case DType::kHalf:
+      return {CUDA_R_16F, CUDA_R_32F, CUBLAS_COMPUTE_32F};
+    case DType::kBFloat16:
+      return {CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F};
+    case DType::kComplex64:
+      return {CUDA_C_32F, CUDA_C_32F, float32};
+    case DType::kComplex128:
+      return {CUDA_C_64F, CUDA_C_64F, CUBLAS_COMPUTE_64F};
+    default:
+      return {CUDA_R_32F, CUDA_R_32F, float32};
+  }
+}
+
+// A number as cublasLt reads alpha and beta: by the scale type, complex ones in two parts.
+struct Scalar {
+  alignas(16) char bytes[16] = {};
+
+  Scalar(double value, cudaDataType_t type) {
+    if (type == CUDA_R_64F || type == CUDA_C_64F) {
+      std::memcpy(bytes, &value, sizeof value);
+    } else {
+      const float narrow = static_cast<float>(value);
+      std::memcpy(bytes, &narrow, sizeof narrow);
+    }
+  }
+};
+
+// --- What a choice depends on ----------------------------------------------------------------
+// All that can change which algorithm is best or allowed. Compared and saved as a row of numbers,
+// beside the device's name.
+struct Key {
+  std::array<int64_t, 23> numbers;
+  std::string device;
+
+  bool operator<(const Key& other) const {
+    return std::tie(numbers, device) < std::tie(other.numbers, other.device);
+  }
+};
+
+// In bytes, as far as an algorithm can profit from it.
+int64_t Alignment(const void* pointer) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  return address == 0 ? 0 : std::min<int64_t>(16, address & -address);
+}
+
+const void* BiasOf(const MatmulEpilogue& epilogue) {
+  return epilogue.bias != nullptr ? epilogue.bias : epilogue.bias_gradient;
+}
+
+Key KeyOf(const Matmul& m, const MatmulEpilogue& epilogue, const DeviceKind& kind, bool tf32,
+          bool timed) {
+  return {{static_cast<int64_t>(m.dtype),
+           tf32,
+           timed,
+           m.m,
+           m.n,
+           m.k,
+           m.batch,
+           m.a.operation,
+           m.a.ld,
+           m.a.stride,
+           Alignment(m.a.data),
+           m.b.operation,
+           m.b.ld,
+           m.b.stride,
+           Alignment(m.b.data),
+           m.ldd,
+           m.stride_d,
+           Alignment(m.d),
+           epilogue.fused,
+           Alignment(BiasOf(epilogue)),
+           epilogue.aux_stride,
+           Alignment(epilogue.aux),
+           epilogue.separately != nullptr},
+          kind.name};
+}
+
+// --- A choice ----------------------------------------------------------------------------------
+template <typename Object>
+using Owned = std::unique_ptr<std::remove_pointer_t<Object>, cublasStatus_t (*)(Object)>;
+
+struct Descriptors {
+  Owned<cublasLtMatmulDesc_t> product{nullptr, nullptr};
+  Owned<cublasLtMatrixLayout_t> a{nullptr, nullptr};
+  Owned<cublasLtMatrixLayout_t> b{nullptr, nullptr};
+  Owned<cublasLtMatrixLayout_t> d{nullptr, nullptr};
+};
+
+struct Choice {
+  bool fused;
+  cublasLtMatmulAlgo_t algorithm;
+  size_t workspace_bytes;
+  Descriptors descriptors;
+  std::mutex mutex;  // guards the descriptors, into which each call writes its pointers
+};
+
+// A choice as it is in a file: without descriptors.
+struct SavedChoice {
+  bool fused;
+  cublasLtMatmulAlgo_t algorithm;
+};
+
+struct Cache {
+  std::mutex mutex;
+  std::map<Key, std::shared_ptr<Choice>> choices;
+  std::map<Key, SavedChoice> saved;
+  int64_t num_timed = 0;
+};
+
+Cache& TheCache() {
+  static auto* cache = new Cache;
+  return *cache;
+}
+
+// --- One product on one device, while its algorithm is chosen and when it runs -----------------
+class Runner {
+ public:
+  Runner(const CublasLt& lt, cublasLtHandle_t handle, const DeviceKind& kind, const Matmul& matmul,
+         const MatmulEpilogue& epilogue, Device& device)
+      : lt_(lt),
+        handle_(handle),
+        kind_(kind),
+        matmul_(matmul),
+        epilogue_(epilogue),
+        device_(device),
+        types_(TypesOf(matmul.dtype, device.allows_tf32())) {}
+
+  // The choice by the clock, or without it cublasLt's first proposal, fused if there is one.
+  Status Choose(bool timed, std::shared_ptr<Choice>* choice) {
+    std::vector<std::shared_ptr<Choice>> candidates;
+    Status status;
+    if (epilogue_.fused != CUBLASLT_EPILOGUE_DEFAULT) {
+      status = Propose(/*fused=*/true, timed ? kMostCandidates : 1, &candidates);
+      if (!status.ok()) return status;
+    }
+    if (timed || candidates.empty()) {
+      status = Propose(/*fused=*/false, timed ? kMostCandidates : 1, &candidates);
+      if (!status.ok()) return status;
+    }
+    if (candidates.empty()) {
+      return Status(StatusCode::kInternal, "cublasLtMatmulAlgoGetHeuristic: no algorithm");
+    }
+    *choice = candidates.front();
+    return timed && candidates.size() > 1 ? ChooseByTime(candidates, choice) : Status();
+  }
+
+  // The choice of a file, if this library can still run it.
+  std::shared_ptr<Choice> Restore(const SavedChoice& saved) {
+    auto choice = std::make_shared<Choice>();
+    choice->fused = saved.fused;
+    choice->algorithm = saved.algorithm;
+    if (!Describe(saved.fused, &choice->descriptors).ok()) return nullptr;
+    const Descriptors& d = choice->descriptors;
+    cublasLtMatmulHeuristicResult_t result{};
+    if (lt_.AlgoCheck(handle_, d.product.get(), d.a.get(), d.b.get(), d.d.get(), d.d.get(),
+                      &choice->algorithm, &result) != CUBLAS_STATUS_SUCCESS ||
+        result.workspaceSize > kind_.workspace_bytes()) {
+      return nullptr;
+    }
+    choice->workspace_bytes = result.workspaceSize;
+    return choice;
+  }
+
+  Status Run(Choice& choice, const MatmulOutputs& outputs, void* workspace) {
+    const Scalar alpha(matmul_.alpha, types_.scale), beta(0, types_.scale);
+    {
+      std::lock_guard<std::mutex> lock(choice.mutex);
+      const Descriptors& d = choice.descriptors;
+      if (choice.fused) {
+        const void* bias = epilogue_.bias != nullptr ? epilogue_.bias : outputs.bias;
+        Status status = Set(d.product.get(), CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+        if (status.ok() && outputs.aux != nullptr) {
+          status = Set(d.product.get(), CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, outputs.aux);
+        }
+        if (!status.ok()) return status;
+      }
+      Status status =
+          lt_.ToStatus(lt_.Matmul(handle_, d.product.get(), alpha.bytes, matmul_.a.data, d.a.get(),
+                                  matmul_.b.data, d.b.get(), beta.bytes, outputs.d, d.d.get(),
+                                  outputs.d, d.d.get(), &choice.algorithm, workspace,
+                                  choice.workspace_bytes, device_.stream()),
+                       "cublasLtMatmul");
+      if (!status.ok()) return status;
+    }
+    if (choice.fused || !epilogue_.separately) return Status();
+    return epilogue_.separately(outputs);
+  }
+
+ private:
+  template <typename Value>
+  Status Set(cublasLtMatmulDesc_t object, cublasLtMatmulDescAttributes_t attribute,
+             const Value& value) const {
+    return lt_.ToStatus(lt_.DescSetAttribute(object, attribute, &value, sizeof value),
+                        "cublasLtMatmulDescSetAttribute");
+  }
+
+  // Adds up to `count` of cublasLt's proposals, best first; none where it cannot.
+  Status Propose(bool fused, int count, std::vector<std::shared_ptr<Choice>>* candidates) {
+    Descriptors descriptors;
+    if (Status status = Describe(fused, &descriptors); !status.ok()) return status;
+    cublasLtMatmulPreference_t created = nullptr;
+    Status status = lt_.ToStatus(lt_.PreferenceCreate(&created), "cublasLtMatmulPreferenceCreate");
+    if (!status.ok()) return status;
+    Owned<cublasLtMatmulPreference_t> preference(created, lt_.PreferenceDestroy);
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+      if (!status.ok()) return;
+      status = lt_.ToStatus(
+          lt_.PreferenceSetAttribute(preference.get(), attribute, &value, sizeof value),
+          "cublasLtMatmulPreferenceSetAttribute");
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(kind_.workspace_bytes()));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, uint32_t(Alignment(matmul_.a.data)));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, uint32_t(Alignment(matmul_.b.data)));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, uint32_t(Alignment(matmul_.d)));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, uint32_t(Alignment(matmul_.d)));
+    if (!status.ok()) return status;
+
+    cublasLtMatmulHeuristicResult_t results[kMostCandidates] = {};
+    int found = 0;
+    const cublasStatus_t answer = lt_.AlgoGetHeuristic(
+        handle_, descriptors.product.get(), descriptors.a.get(), descriptors.b.get(),
+        descriptors.d.get(), descriptors.d.get(), preference.get(), count, results, &found);
+    const bool cannot =
+        answer == CUBLAS_STATUS_NOT_SUPPORTED || (fused && answer == CUBLAS_STATUS_INVALID_VALUE);
+    if (cannot && fused) return Status();
+    status = lt_.ToStatus(answer, "cublasLtMatmulAlgoGetHeuristic");
+    if (!status.ok()) return status;
+    for (int i = 0; i < found; ++i) {
+      if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
+      auto candidate = std::make_shared<Choice>();
+      candidate->fused = fused;
+      candidate->algorithm = results[i].algo;
+      candidate->workspace_bytes = results[i].workspaceSize;
+      status = Describe(fused, &candidate->descriptors);
+      if (!status.ok()) return status;
+      candidates->push_back(std::move(candidate));
+    }
+    return Status();
+  }
+
+  Status Describe(bool fused, Descriptors* d) const {
+    cublasLtMatmulDesc_t product = nullptr;
+    Status status = lt_.ToStatus(lt_.DescCreate(&product, types_.compute, types_.scale),
+                                 "cublasLtMatmulDescCreate");
+    if (!status.ok()) return status;
+    d->product = {product, lt_.DescDestroy};
+    const auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
+      if (status.ok()) status = Set(product, attribute, value);
+    };
+    set(CUBLASLT_MATMUL_DESC_TRANSA, int32_t(matmul_.a.operation));
+    set(CUBLASLT_MATMUL_DESC_TRANSB, int32_t(matmul_.b.operation));
+    if (fused) {
+      set(CUBLASLT_MATMUL_DESC_EPILOGUE, int32_t(epilogue_.fused));
+      if (const void* bias = BiasOf(epilogue_)) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+      if (epilogue_.aux != nullptr) {
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, static_cast<const void*>(epilogue_.aux));
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, matmul_.ldd);
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, epilogue_.aux_stride);
+      }
+    }
+    const bool transposes_a = matmul_.a.operation != CUBLAS_OP_N;
+    const bool transposes_b = matmul_.b.operation != CUBLAS_OP_N;
+    const Matmul& m = matmul_;
+    const auto layout = [&](int64_t rows, int64_t cols, int64_t ld, int64_t stride,
+                            Owned<cublasLtMatrixLayout_t>* result) {
+      if (!status.ok()) return;
+      cublasLtMatrixLayout_t created = nullptr;
+      status = lt_.ToStatus(lt_.LayoutCreate(&created, types_.matrix, rows, cols, ld),
+                            "cublasLtMatrixLayoutCreate");
+      if (!status.ok()) return;
+      *result = {created, lt_.LayoutDestroy};
+      const auto set_layout = [&](cublasLtMatrixLayoutAttribute_t attribute, auto value) {
+        if (!status.ok()) return;
+        status = lt_.ToStatus(lt_.LayoutSetAttribute(created, attribute, &value, sizeof value),
+                              "cublasLtMatrixLayoutSetAttribute");
+      };
+      set_layout(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, static_cast<int32_t>(m.batch));
+      set_layout(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, stride);
+    };
+    layout(transposes_a ? m.k : m.m, transposes_a ? m.m : m.k, m.a.ld, m.a.stride, &d->a);
+    layout(transposes_b ? m.n : m.k, transposes_b ? m.k : m.n, m.b.ld, m.b.stride, &d->b);
+    layout(m.m, m.n, m.ldd, m.stride_d, &d->d);
+    return status;
+  }
+
+  // Scratch memory in the place of the results, aligned as they are.
+  Status Scratch(const void* live, int64_t elements, void** scratch) {
+    if (live == nullptr) return Status();
+    constexpr int64_t kRoom = 16;
+    const int64_t bytes = elements * SizeOf(matmul_.dtype) + kRoom;
+    void* const memory = device_.Allocate(bytes);
+    if (memory == nullptr) return OutOfMemory("a product's timing", bytes);
+    *scratch = static_cast<char*>(memory) + Alignment(live) % kRoom;
+    return Status();
+  }
+
+  Status ChooseByTime(const std::vector<std::shared_ptr<Choice>>& candidates,
+                      std::shared_ptr<Choice>* choice) {
+    const Matmul& m = matmul_;
+    const int64_t d_elements = (m.batch - 1) * m.stride_d + (m.n - 1) * m.ldd + m.m;
+    const int64_t aux_elements =
+        (m.batch - 1) * std::max(m.stride_d, epilogue_.aux_stride) + (m.n - 1) * m.ldd + m.m;
+    size_t workspace_bytes = 0;
+    for (const auto& candidate : candidates) {
+      workspace_bytes = std::max(workspace_bytes, candidate->workspace_bytes);
+    }
+    MatmulOutputs outputs;
+    Status status = Scratch(m.d, d_elements, &outputs.d);
+    if (status.ok()) status = Scratch(epilogue_.aux, aux_elements, &outputs.aux);
+    if (status.ok()) {
+      status = Scratch(epilogue_.bias_gradient, std::max(m.m, m.n), &outputs.bias);
+    }
+    void* workspace = nullptr;
+    if (status.ok() && workspace_bytes > 0) {
+      workspace = device_.Allocate(workspace_bytes);
+      if (workspace == nullptr) status = OutOfMemory("cublasLt's workspace", workspace_bytes);
+    }
+    // A product that fits runs, even where its rivals do not fit beside it.
+    if (status.code() == StatusCode::kResourceExhausted) return Status();
+    if (!status.ok()) return status;
+
+    cudaEvent_t begin = nullptr, end = nullptr;
+    status = ToStatus(cudaEventCreate(&begin), "cudaEventCreate");
+    if (status.ok()) status = ToStatus(cudaEventCreate(&end), "cudaEventCreate");
+    const auto started = std::chrono::steady_clock::now();
+    float best = 0;
+    bool any = false;
+    for (const auto& candidate : candidates) {
+      if (!status.ok() || std::chrono::steady_clock::now() - started > kTimeToChoose) break;
+      float milliseconds = 0;
+      // Once to load the kernel; cublasLt may find only now that it cannot run it.
+      status = Run(*candidate, outputs, workspace);
+      if (status.code() == StatusCode::kUnavailable) {
+        status = Status();
+        continue;
+      }
+      if (status.ok()) status = Time(*candidate, outputs, workspace, begin, end, &milliseconds);
+      if (status.ok() && (!any || milliseconds < best)) {
+        best = milliseconds;
+        *choice = candidate;
+        any = true;
+      }
+    }
+    if (begin != nullptr) cudaEventDestroy(begin);
+    if (end != nullptr) cudaEventDestroy(end);
+    return status;
+  }
+
+  Status Time(Choice& candidate, const MatmulOutputs& outputs, void* workspace, cudaEvent_t begin,
+              cudaEvent_t end, float* milliseconds) {
+    const cudaStream_t stream = device_.stream();
+    Status status = ToStatus(cudaEventRecord(begin, stream), "cudaEventRecord");
+    if (status.ok()) status = Run(candidate, outputs, workspace);
+    if (status.ok()) status = ToStatus(cudaEventRecord(end, stream), "cudaEventRecord");
+    if (status.ok()) status = ToStatus(cudaEventSynchronize(end), "cudaEventSynchronize");
+    if (status.ok()) {
+      status = ToStatus(cudaEventElapsedTime(milliseconds, begin, end), "cudaEventElapsedTime");
+    }
+    return status;
+  }
+
+  const CublasLt& lt_;
+  cublasLtHandle_t handle_;
+  const DeviceKind& kind_;
+  const Matmul& matmul_;
+  const MatmulEpilogue& epilogue_;
+  Device& device_;
+  Types types_;
+};
+
+Status FindChoice(Runner& runner, const Key& key, bool timed, std::shared_ptr<Choice>* choice) {
+  Cache& cache = TheCache();
+  std::optional<SavedChoice> saved;
+  {
+    std::lock_guard<std::mutex> lock(cache.mutex);
+    const auto found = cache.choices.find(key);
+    if (found != cache.choices.end()) {
+      *choice = found->second;
+      return Status();
+    }
+    const auto in_file = cache.saved.find(key);
+    if (in_file != cache.saved.end()) saved = in_file->second;
+  }
+  // Not under the lock: another thread may choose for the same problem meanwhile; the first one
+  // wins.
+  if (saved) *choice = runner.Restore(*saved);
+  bool was_timed = false;
+  if (*choice == nullptr) {
+    if (Status status = runner.Choose(timed, choice); !status.ok()) return status;
+    was_timed = timed;
+  }
+  std::lock_guard<std::mutex> lock(cache.mutex);
+  cache.num_timed += was_timed;
+  *choice = cache.choices.emplace(key, *choice).first->second;
+  return Status();
+}
+
+}  // namespace
+
+Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& device) {
+  const CublasLt* lt = nullptr;
+  if (Status status = OpenCublasLt(&lt); !status.ok()) return status;
+  const DeviceKind* kind = nullptr;
+  if (Status status = CurrentDevice(&kind); !status.ok()) return status;
+  cublasLtHandle_t handle = nullptr;
+  if (Status status = HandleFor(*lt, kind->ordinal, &handle); !status.ok()) return status;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  Status status =
+      ToStatus(cudaStreamIsCapturing(device.stream(), &capture), "cudaStreamIsCapturing");
+  if (!status.ok()) return status;
+
+  const bool is_capturing = capture != cudaStreamCaptureStatusNone;
+  const auto key = [&](bool timed) {
+    return KeyOf(matmul, epilogue, *kind, device.allows_tf32(), timed);
+  };
+  Runner runner(*lt, handle, *kind, matmul, epilogue, device);
+  std::shared_ptr<Choice> choice;
+  if (is_capturing && !device.deterministic()) {
+    // One that was timed before is as good as ever.
+    Cache& cache = TheCache();
+    std::lock_guard<std::mutex> lock(cache.mutex);
+    const auto found = cache.choices.find(key(/*timed=*/true));
+    if (found != cache.choices.end()) choice = found->second;
+  }
+  if (choice == nullptr) {
+    const bool timed = !is_capturing && !device.deterministic();
+    status = FindChoice(runner, key(timed), timed, &choice);
+    if (!status.ok()) return status;
+  }
+  void* workspace = nullptr;
+  if (choice->workspace_bytes > 0) {
+    workspace = device.Allocate(choice->workspace_bytes);
+    if (workspace == nullptr) return OutOfMemory("cublasLt's workspace", choice->workspace_bytes);
+  }
+  return runner.Run(*choice, {matmul.d, epilogue.aux, epilogue.bias_gradient}, workspace);
+}
+
+// --- Choices in files --------------------------------------------------------------------------
+namespace {
+
+constexpr const char* kFileTitle = "stopgrad_op: cublasLt algorithms, format 1, cublasLt";
+
+Status FileError(const std::string& path, const std::string& what) {
+  return InvalidArgument("the file of algorithms " + path + " " + what);
+}
+
+}  // namespace
+
+Status SaveChoices(const std::string& path) {
+  const CublasLt* lt = nullptr;
+  if (Status status = OpenCublasLt(&lt); !status.ok()) return status;
+  std::ofstream file(path);
+  file << kFileTitle << ' ' << lt->GetVersion() << '\n';
+  Cache& cache = TheCache();
+  {
+    std::lock_guard<std::mutex> lock(cache.mutex);
+    for (const auto& [key, choice] : cache.choices) {
+      for (int64_t number : key.numbers) file << number << ' ';
+      file << choice->fused;
+      for (uint64_t word : choice->algorithm.data) file << ' ' << word;
+      file << ' ' << key.device << '\n';
+    }
+  }
+  file.close();
+  return file ? Status() : FileError(path, "cannot be written");
+}
+
+Status LoadChoices(const std::string& path) {
+  const CublasLt* lt = nullptr;
+  if (Status status = OpenCublasLt(&lt); !status.ok()) return status;
+  std::ifstream file(path);
+  std::string line;
+  if (!std::getline(file, line)) return FileError(path, "cannot be read");
+  const std::string title = kFileTitle + (' ' + std::to_string(lt->GetVersion()));
+  if (line != title) {
+    return FileError(path, "begins with \"" + line + "\"; due is \"" + title + "\"");
+  }
+  std::map<Key, SavedChoice> saved;
+  while (std::getline(file, line)) {
+    std::istringstream words(line);
+    Key key;
+    SavedChoice choice;
+    for (int64_t& number : key.numbers) words >> number;
+    words >> choice.fused;
+    for (uint64_t& word : choice.algorithm.data) words >> word;
+    if (!std::getline(words >> std::ws, key.device)) {
+      return FileError(path, "has a line that is no algorithm: \"" + line + "\"");
+    }
+    saved[key] = choice;
+  }
+  Cache& cache = TheCache();
+  std::lock_guard<std::mutex> lock(cache.mutex);
+  for (auto& [key, choice] : saved) cache.saved[key] = choice;
+  return Status();
+}
+
+void ForgetChoices() {
+  Cache& cache = TheCache();
+  std::lock_guard<std::mutex> lock(cache.mutex);
+  cache.choices.clear();
+  cache.saved.clear();
+  cache.num_timed = 0;
+}
+
+int64_t NumTimed() {
+  Cache& cache = TheCache();
+  std::lock_guard<std::mutex> lock(cache.mutex);
+  return cache.num_timed;
+}
+
+}  // namespace stopgrad::cuda

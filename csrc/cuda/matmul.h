@@ -1,0 +1,77 @@
+#ifndef STOPGRAD_CUDA_MATMUL_H_
+#define STOPGRAD_CUDA_MATMUL_H_
+
+#include <cublasLt.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "core/dtype.h"
+#include "core/export.h"
+#include "core/status.h"
+#include "cuda/device.h"
+
+namespace stopgrad::cuda {
+
+// A batch of matrices in memory as cublasLt sees them, column by column: neighbouring columns are
+// `ld` elements apart, neighbouring matrices `stride`.
+struct MatmulFactor {
+  const void* data = nullptr;
+  cublasOperation_t operation = CUBLAS_OP_N;
+  int64_t ld = 0;
+  int64_t stride = 0;
+};
+
+// D = alpha op(A) op(B),  op(A): m x k,  op(B): k x n,  none of them empty.
+struct Matmul {
+  DType dtype;
+  int64_t m;
+  int64_t n;
+  int64_t k;
+  int64_t batch = 1;
+  double alpha = 1;
+  MatmulFactor a;
+  MatmulFactor b;
+  void* d = nullptr;
+  int64_t ldd = 0;
+  int64_t stride_d = 0;
+};
+
+// What else is to be done with D, or with a factor, and where the results go.
+struct MatmulOutputs {
+  void* d = nullptr;
+  void* aux = nullptr;   // of D's shape
+  void* bias = nullptr;  // a gradient
+};
+struct MatmulEpilogue {
+  // How cublasLt does it, if it can; otherwise the default epilogue.
+  cublasLtEpilogue_t fused = CUBLASLT_EPILOGUE_DEFAULT;
+  const void* bias = nullptr;  // read
+  void* bias_gradient = nullptr;
+  void* aux = nullptr;
+  int64_t aux_stride = 0;
+  // How kernels of ours do it after the product; null where there is nothing to do. It is also
+  // called with scratch memory, to find out which of the two ways is faster.
+  std::function<Status(const MatmulOutputs&)> separately;
+};
+
+// Enqueues the product by the algorithm that was fastest when a product like it first ran. The
+// candidates, cublasLt's best eight fused and unfused, are then timed, which waits for the device,
+// takes less than 50 ms and writes to scratch memory only. Nothing is timed where results must not
+// depend on it or the stream is being captured: then cublasLt's first proposal runs.
+Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& device);
+
+// Writes the choices made so far to a file, or adds those of a file, so that a process need not
+// time again what another one did. They hold for one version of cublasLt; a file of another one is
+// an InvalidArgument, as is one that cannot be read or written.
+STOPGRAD_EXPORT Status SaveChoices(const std::string& path);
+STOPGRAD_EXPORT Status LoadChoices(const std::string& path);
+
+// For tests: forgets all choices; how many were made by timing since then.
+STOPGRAD_EXPORT void ForgetChoices();
+STOPGRAD_EXPORT int64_t NumTimed();
+
+}  // namespace stopgrad::cuda
+
+#endif  // STOPGRAD_CUDA_MATMUL_H_

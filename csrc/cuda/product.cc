@@ -1,0 +1,455 @@
+#include "cuda/product.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "core/selection.h"
+#include "cuda/elementwise.h"
+#include "cuda/matmul.h"
+#include "cuda/memory.h"
+#include "cuda/status.h"
+
+namespace stopgrad::cuda {
+
+namespace {
+
+const char* At(const void* data, int64_t elements, DType dtype) {
+  return static_cast<const char*>(data) + elements * SizeOf(dtype);
+}
+char* At(void* data, int64_t elements, DType dtype) {
+  return static_cast<char*>(data) + elements * SizeOf(dtype);
+}
+
+// Steps through all positions of the batch dimensions. `function` gets the offsets of a, b and c.
+template <typename Function>
+Status ForEachMatrix(const std::vector<BatchDim>& dims, Function&& function) {
+  std::vector<int64_t> position(dims.size(), 0);
+  BatchDim offset{0, 0, 0, 0};
+  while (true) {
+    if (Status status = function(offset); !status.ok()) return status;
+    size_t d = dims.size();
+    for (; d-- > 0;) {
+      const BatchDim& dim = dims[d];
+      const bool wraps = ++position[d] == dim.extent;
+      const int64_t steps = wraps ? 1 - dim.extent : 1;
+      if (wraps) position[d] = 0;
+      offset.a_stride += steps * dim.a_stride;
+      offset.b_stride += steps * dim.b_stride;
+      offset.c_stride += steps * dim.c_stride;
+      if (!wraps) break;
+    }
+    if (d == static_cast<size_t>(-1)) return Status();
+  }
+}
+
+// One dimension where two lie seamlessly behind each other in all three matrices.
+std::vector<BatchDim> Join(const std::vector<BatchDim>& dims) {
+  std::vector<BatchDim> joined;
+  for (const BatchDim& inner : dims) {
+    if (!joined.empty()) {
+      BatchDim& outer = joined.back();
+      if (outer.a_stride == inner.extent * inner.a_stride &&
+          outer.b_stride == inner.extent * inner.b_stride &&
+          outer.c_stride == inner.extent * inner.c_stride) {
+        outer = {outer.extent * inner.extent, inner.a_stride, inner.b_stride, inner.c_stride};
+        continue;
+      }
+    }
+    joined.push_back(inner);
+  }
+  return joined;
+}
+
+// --- A matrix as cublasLt takes it -------------------------------------------------------------
+// Column by column in memory, and what is to be done with it to get the view's matrix.
+struct ColumnMajor {
+  bool transposed;  // memory holds the matrix's transpose
+  int64_t ld;
+};
+
+// False where the view is of no such matrix.
+bool AsColumnMajor(const MatrixView& view, int64_t rows, int64_t cols, bool prefer_transposed,
+                   ColumnMajor* result) {
+  if (view.by_list()) return false;
+  // A direction of one element has any stride.
+  const bool by_rows = view.col_stride == 1 || cols == 1;
+  const bool by_columns = view.row_stride == 1 || rows == 1;
+  if (by_rows && (prefer_transposed || !by_columns)) {
+    *result = {true, std::max(rows == 1 ? 0 : view.row_stride, cols)};
+  } else if (by_columns) {
+    *result = {false, std::max(cols == 1 ? 0 : view.col_stride, rows)};
+  } else {
+    return false;
+  }
+  // Rows that overlap, or stand still, are no matrix that cublasLt knows.
+  const int64_t stride = result->transposed ? view.row_stride : view.col_stride;
+  const int64_t count = result->transposed ? rows : cols;
+  return count == 1 || stride >= (result->transposed ? cols : rows);
+}
+
+// The operation that makes of the memory the view's matrix, or its transpose if `transpose` says
+// so. cublasLt conjugates only what it transposes.
+bool OperationFor(const ColumnMajor& memory, bool conjugate, bool transpose,
+                  cublasOperation_t* operation) {
+  const bool transposes = memory.transposed != transpose;
+  if (conjugate && !transposes) return false;
+  *operation = !transposes ? CUBLAS_OP_N : conjugate ? CUBLAS_OP_C : CUBLAS_OP_T;
+  return true;
+}
+
+bool AsFactor(const MatrixView& view, int64_t rows, int64_t cols, bool transpose,
+              MatmulFactor* factor) {
+  // Where either reading would do, the one that allows conjugation.
+  const bool prefer_transposed = view.conjugate ? !transpose : transpose;
+  ColumnMajor memory;
+  if (!AsColumnMajor(view, rows, cols, prefer_transposed, &memory)) return false;
+  factor->ld = memory.ld;
+  return OperationFor(memory, view.conjugate, transpose, &factor->operation);
+}
+
+// --- Copies of what it does not take -----------------------------------------------------------
+class ProductRunner {
+ public:
+  ProductRunner(DType dtype, double alpha, const Epilogue& epilogue, Device& device)
+      : dtype_(dtype), alpha_(alpha), epilogue_(epilogue), device_(device) {}
+
+  Status Run(Product product, const void* a, const void* b, void* c) {
+    Status status = FoldSums(&product, &a, &b);
+    if (!status.ok()) return status;
+    product.batch = Join(product.batch);
+    // Where C is stored by columns, C^T = B^T A^T is stored by rows.
+    if (!IsByRows(product.c, product.m, product.n) &&
+        (product.c.row_stride == 1 || product.m == 1)) {
+      product = Transposed(product);
+      std::swap(a, b);
+      sums_first_ = true;
+    }
+    MatmulFactor factor_a, factor_b;
+    const bool takes_a = AsFactor(product.a, product.m, product.k, /*transpose=*/true, &factor_a);
+    const bool takes_b = AsFactor(product.b, product.k, product.n, /*transpose=*/true, &factor_b);
+    if (!takes_a) {
+      status = Densify(product.m, product.k, &BatchDim::a_stride, &product.a, &product.batch, &a);
+    }
+    if (status.ok() && !takes_b) {
+      status = Densify(product.k, product.n, &BatchDim::b_stride, &product.b, &product.batch, &b);
+    }
+    if (!status.ok()) return status;
+    const bool takes_c = IsByRows(product.c, product.m, product.n);
+    return takes_c ? RunDense(product, a, b, c) : RunAndScatter(product, a, b, c);
+  }
+
+ private:
+  static bool IsByRows(const MatrixView& view, int64_t rows, int64_t cols) {
+    return !view.by_list() && (view.col_stride == 1 || cols == 1) &&
+           (view.row_stride >= cols || rows == 1);
+  }
+
+  Status Allocate(int64_t elements, const char* what, void** memory) {
+    const int64_t bytes = elements * SizeOf(dtype_);
+    *memory = device_.Allocate(bytes);
+    return *memory != nullptr ? Status() : OutOfMemory(what, bytes);
+  }
+
+  // Copies a factor to where all matrices of the batch are dense, one behind the other, in the
+  // direction in which it lies.
+  Status Densify(int64_t rows, int64_t cols, int64_t BatchDim::* stride, MatrixView* view,
+                 std::vector<BatchDim>* dims, const void** data) {
+    // Dimensions along which it is repeated need no copies.
+    std::vector<BatchDim> own;
+    int64_t count = 1;
+    for (BatchDim& dim : *dims) {
+      if (dim.*stride == 0) continue;
+      own.push_back({dim.extent, dim.*stride, 0, 0});
+      count *= dim.extent;
+    }
+    void* copy = nullptr;
+    Status status = Allocate(count * rows * cols, "a copy of a factor", &copy);
+    if (!status.ok()) return status;
+    const bool by_columns = view->row_stride == 1 && view->col_stride != 1;
+    MatrixView dense{cols, 1};
+    if (by_columns) dense = {1, rows};
+    int64_t done = 0;
+    status = CopyAll(*data, *view, own, rows, cols, copy, dense, rows * cols, &done);
+    if (!status.ok()) return status;
+    int64_t next = rows * cols;
+    for (size_t d = dims->size(); d-- > 0;) {
+      BatchDim& dim = (*dims)[d];
+      if (dim.*stride == 0) continue;
+      dim.*stride = next;
+      next *= dim.extent;
+    }
+    *view = dense;
+    *data = copy;
+    return Status();
+  }
+
+  // Copies matrices along `dims`, of which the first stride is read, to `to`, `step` elements
+  // apart; one launch for all of the innermost dimension.
+  Status CopyAll(const void* from, const MatrixView& from_view, std::vector<BatchDim> dims,
+                 int64_t rows, int64_t cols, void* to, const MatrixView& to_view, int64_t step,
+                 int64_t* done) {
+    Copy copy{};
+    copy.dtype = dtype_;
+    copy.rows = rows;
+    copy.cols = cols;
+    copy.from_view = from_view;
+    copy.to_view = to_view;
+    copy.count = 1;
+    if (!dims.empty()) {
+      copy.count = dims.back().extent;
+      copy.from_stride = dims.back().a_stride;
+      copy.to_stride = step;
+      dims.pop_back();
+    }
+    return ForEachMatrix(dims, [&](const BatchDim& offset) {
+      copy.from = At(from, offset.a_stride, dtype_);
+      copy.to = At(to, *done * step, dtype_);
+      *done += copy.count;
+      return Enqueue(copy, device_);
+    });
+  }
+
+  // Makes dimensions that sum a part of k: both factors are copied so that the terms lie behind
+  // each other. One product then adds in the accumulator what several would round to the dtype.
+  Status FoldSums(Product* product, const void** a, const void** b) {
+    std::vector<BatchDim> kept, sums;
+    int64_t terms = 1;
+    for (const BatchDim& dim : product->batch) {
+      (dim.sums() ? sums : kept).push_back(dim);
+      if (dim.sums()) terms *= dim.extent;
+    }
+    if (sums.empty()) return Status();
+    Product& p = *product;
+    struct Side {
+      const void** data;
+      MatrixView* view;
+      int64_t rows, cols;
+      int64_t BatchDim::* stride;
+      bool sums_rows;  // k is along the rows
+    };
+    const Side sides[] = {{a, &p.a, p.m, p.k, &BatchDim::a_stride, false},
+                          {b, &p.b, p.k, p.n, &BatchDim::b_stride, true}};
+    for (const Side& side : sides) {
+      const int64_t size = side.rows * side.cols * terms;
+      std::vector<BatchDim> own_kept, own_sums;
+      int64_t count = 1;
+      for (const BatchDim& dim : kept) {
+        if (dim.*side.stride == 0) continue;
+        own_kept.push_back({dim.extent, dim.*side.stride, 0, 0});
+        count *= dim.extent;
+      }
+      for (const BatchDim& dim : sums) own_sums.push_back({dim.extent, dim.*side.stride, 0, 0});
+      void* copy = nullptr;
+      Status status = Allocate(count * size, "the terms of a sum over a batch", &copy);
+      if (!status.ok()) return status;
+      // In the direction in which it lies; `step` from one term to the next.
+      const bool by_columns = side.view->row_stride == 1 && side.view->col_stride != 1;
+      MatrixView dense;
+      if (side.sums_rows) {
+        dense = by_columns ? MatrixView{1, terms * side.rows} : MatrixView{side.cols, 1};
+      } else {
+        dense = by_columns ? MatrixView{1, side.rows} : MatrixView{terms * side.cols, 1};
+      }
+      const int64_t step =
+          side.sums_rows ? side.rows * dense.row_stride : side.cols * dense.col_stride;
+      int64_t matrices = 0;
+      status = ForEachMatrix(own_kept, [&](const BatchDim& offset) {
+        int64_t done = 0;
+        return CopyAll(At(*side.data, offset.a_stride, dtype_), *side.view, own_sums, side.rows,
+                       side.cols, At(copy, size * matrices++, dtype_), dense, step, &done);
+      });
+      if (!status.ok()) return status;
+      int64_t next = size;
+      for (size_t d = kept.size(); d-- > 0;) {
+        if (kept[d].*side.stride == 0) continue;
+        kept[d].*side.stride = next;
+        next *= kept[d].extent;
+      }
+      *side.view = dense;
+      *side.data = copy;
+    }
+    p.k *= terms;
+    p.batch = kept;
+    return Status();
+  }
+
+  Status RunAndScatter(Product product, const void* a, const void* b, void* c) {
+    const int64_t size = product.m * product.n;
+    const MatrixView to = product.c;
+    std::vector<BatchDim> to_dims = product.batch;
+    void* dense = nullptr;
+    int64_t count = 1;
+    for (const BatchDim& dim : product.batch) count *= dim.extent;
+    Status status = Allocate(count * size, "a product before it is scattered", &dense);
+    if (!status.ok()) return status;
+    product.c = {product.n, 1};
+    int64_t next = size;
+    for (size_t d = product.batch.size(); d-- > 0;) {
+      product.batch[d].c_stride = next;
+      next *= product.batch[d].extent;
+    }
+    status = RunDense(product, a, b, dense);
+    if (!status.ok()) return status;
+    int64_t done = 0;
+    return ForEachMatrix(to_dims, [&](const BatchDim& offset) {
+      Copy copy{};
+      copy.dtype = dtype_;
+      copy.rows = product.m;
+      copy.cols = product.n;
+      copy.from = At(dense, size * done++, dtype_);
+      copy.from_view = product.c;
+      copy.to = At(c, offset.c_stride, dtype_);
+      copy.to_view = to;
+      return Enqueue(copy, device_);
+    });
+  }
+
+  // Row by row, Y = A B is column by column Y^T = B^T A^T: cublasLt's first factor is B.
+  Status RunDense(const Product& product, const void* a, const void* b, void* c) {
+    Matmul matmul{};
+    matmul.dtype = dtype_;
+    matmul.m = product.n;
+    matmul.n = product.m;
+    matmul.k = product.k;
+    matmul.alpha = alpha_;
+    if (!AsFactor(product.b, product.k, product.n, /*transpose=*/true, &matmul.a) ||
+        !AsFactor(product.a, product.m, product.k, /*transpose=*/true, &matmul.b)) {
+      return Status(StatusCode::kInternal, "a factor's copy is not dense");
+    }
+    matmul.ldd = std::max(product.m == 1 ? 0 : product.c.row_stride, product.n);
+    // One dimension is the batch of a call: the longest one, or where our kernels go over the
+    // results the innermost, along which those are dense.
+    std::vector<BatchDim> outer = product.batch;
+    if (!outer.empty()) {
+      auto inside = outer.end() - 1;
+      if (epilogue_.keeps_product()) {
+        inside = std::max_element(
+            outer.begin(), outer.end(),
+            [](const BatchDim& x, const BatchDim& y) { return x.extent < y.extent; });
+      }
+      matmul.batch = inside->extent;
+      matmul.a.stride = inside->b_stride;
+      matmul.b.stride = inside->a_stride;
+      matmul.stride_d = inside->c_stride;
+      outer.erase(inside);
+    }
+    return ForEachMatrix(outer, [&](const BatchDim& offset) {
+      matmul.a.data = At(b, product.b.offset + offset.b_stride, dtype_);
+      matmul.b.data = At(a, product.a.offset + offset.a_stride, dtype_);
+      matmul.d = At(c, product.c.offset + offset.c_stride, dtype_);
+      return Enqueue(matmul, EpilogueOf(product, matmul, offset), device_);
+    });
+  }
+
+  MatmulEpilogue EpilogueOf(const Product& product, const Matmul& matmul,
+                            const BatchDim& offset) const {
+    MatmulEpilogue result;
+    const Epilogue& e = epilogue_;
+    if (e.column_sums_of_b != nullptr) {
+      result.fused = sums_first_ ? CUBLASLT_EPILOGUE_BGRADB : CUBLASLT_EPILOGUE_BGRADA;
+      result.bias_gradient = e.column_sums_of_b;
+      // The factor as the caller has it: rows of B, over which the sums go.
+      const MatmulFactor& factor = sums_first_ ? matmul.b : matmul.a;
+      static const Selection all;
+      DyPass pass{};
+      pass.dtype = dtype_;
+      pass.activation = Activation::kLinear;
+      pass.rows = product.k;
+      pass.cols = pass.bias_cols = sums_first_ ? product.m : product.n;
+      pass.row_stride = factor.ld;
+      pass.dy = factor.data;
+      pass.bias_scale = 1;
+      pass.bias_region = &all;
+      result.separately = [pass, &device = device_](const MatmulOutputs& outputs) mutable {
+        pass.dbias = outputs.bias;
+        return Enqueue(pass, device);
+      };
+      return result;
+    }
+    if (e.keeps_product()) return result;
+    result.bias = e.bias;
+    if (e.z != nullptr) {
+      result.aux = At(e.z, product.c.offset + offset.c_stride, dtype_);
+      result.aux_stride = matmul.stride_d;
+    }
+    result.fused = FusedEpilogue(matmul);
+    BiasActivation work{dtype_,  e.activation, matmul.n * matmul.batch, matmul.m, nullptr, e.bias,
+                        nullptr, nullptr};
+    result.separately = [work, &device = device_](const MatmulOutputs& outputs) mutable {
+      work.x = work.y = outputs.d;
+      work.z = outputs.aux;
+      return Enqueue(work, device);
+    };
+    return result;
+  }
+
+  // cublasLt's gelu is the tanh form. Its auxiliary output is z for that one alone, and has rows of
+  // a multiple of 8.
+  cublasLtEpilogue_t FusedEpilogue(const Matmul& matmul) const {
+    struct Row {
+      Activation activation;
+      bool bias;
+      bool z;
+      cublasLtEpilogue_t epilogue;
+    };
+    static constexpr Row kRows[] = {
+        {Activation::kLinear, true, false, CUBLASLT_EPILOGUE_BIAS},
+        {Activation::kRelu, false, false, CUBLASLT_EPILOGUE_RELU},
+        {Activation::kRelu, true, false, CUBLASLT_EPILOGUE_RELU_BIAS},
+        {Activation::kGeluTanh, false, false, CUBLASLT_EPILOGUE_GELU},
+        {Activation::kGeluTanh, true, false, CUBLASLT_EPILOGUE_GELU_BIAS},
+        {Activation::kGeluTanh, false, true, CUBLASLT_EPILOGUE_GELU_AUX},
+        {Activation::kGeluTanh, true, true, CUBLASLT_EPILOGUE_GELU_AUX_BIAS},
+    };
+    const Epilogue& e = epilogue_;
+    if (e.z != nullptr && (matmul.ldd % 8 != 0 || matmul.stride_d % 8 != 0)) {
+      return CUBLASLT_EPILOGUE_DEFAULT;
+    }
+    for (const Row& row : kRows) {
+      if (row.activation == e.activation && row.bias == (e.bias != nullptr) &&
+          row.z == (e.z != nullptr)) {
+        return row.epilogue;
+      }
+    }
+    return CUBLASLT_EPILOGUE_DEFAULT;
+  }
+
+  DType dtype_;
+  double alpha_;
+  Epilogue epilogue_;
+  Device& device_;
+  bool sums_first_ = false;  // B is the first factor now, of the transposed product
+};
+
+// A product of which nothing is left but zeros, and what becomes of them.
+Status EnqueueEmpty(DType dtype, const Product& product, void* c, const Epilogue& epilogue,
+                    Device& device) {
+  // C is dense: gradients without products are zeros before.
+  const int64_t rows = product.m * product.outputs();
+  Status status = EnqueueZeros(c, rows * product.n * SizeOf(dtype), device);
+  if (!status.ok()) return status;
+  if (epilogue.keeps_product()) return status;
+  return Enqueue(
+      BiasActivation{dtype, epilogue.activation, rows, product.n, c, epilogue.bias, epilogue.z, c},
+      device);
+}
+
+}  // namespace
+
+bool CanSumColumns(const Product& product) {
+  return product.batch.empty() && !product.b.by_list() && product.b.col_stride == 1 &&
+         !product.b.conjugate;
+}
+
+Status Enqueue(DType dtype, const Product& product, double alpha, const void* a, const void* b,
+               void* c, const Epilogue& epilogue, Device& device) {
+  if (product.m == 0 || product.n == 0 || product.outputs() == 0) return Status();
+  if (product.k == 0 || product.terms() == 0) {
+    return EnqueueEmpty(dtype, product, c, epilogue, device);
+  }
+  return ProductRunner(dtype, alpha, epilogue, device).Run(product, a, b, c);
+}
+
+}  // namespace stopgrad::cuda
