@@ -3,11 +3,13 @@
 #   PYTHON=python3.12      the interpreter to use, 3.10 to 3.13
 #   TENSORFLOW=2.20.0      that release, in an environment of its own; nightly: the newest nightly
 #   PYTEST_ARGS="-k plan"  more arguments for pytest
+#   CUDA=ON                the CUDA kernels too, with NVIDIA's compiler from PyPI where there is none
 #   BENCH_ARGS="--quick"   other arguments for the benchmark
 #   TORCH=torch            measures PyTorch too; any requirement that pip understands
 
 PYTHON ?= python3
 TENSORFLOW ?=
+CUDA ?=
 PYTEST_ARGS ?=
 BENCH_RESULTS := benchmarks/results/cpu
 BENCH_ARGS ?= --json $(BENCH_RESULTS).json --report $(BENCH_RESULTS).md --plot $(BENCH_RESULTS).png
@@ -30,7 +32,7 @@ help: ## say what there is
 
 # One environment for each interpreter and TensorFlow, so that switching back costs nothing.
 python_tag := $(shell exec 2>/dev/null; $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-venv := .venvs/python$(python_tag)-tensorflow$(addprefix -,$(TENSORFLOW))
+venv := .venvs/python$(python_tag)-tensorflow$(addprefix -,$(TENSORFLOW))$(if $(CUDA),-cuda)
 # PyTorch is asked for, because on x86-64 Linux PyPI has it with CUDA only: several gigabytes.
 bench_venv := $(venv)-bench$(if $(TORCH),-torch)
 lint_venv := .venvs/lint
@@ -73,10 +75,16 @@ $(venv)/tensorflow $(bench_venv)/tensorflow: %/tensorflow: | %/pip
 	@$(call pip,$(@D)) "$(tensorflow)"
 	@touch $@
 
+$(venv)/cuda: | $(venv)/pip
+	@echo "==> installing what the CUDA kernels are built with"
+	@$(PYTHON) backend/find_cuda.py --packages > $@.txt
+	@$(call pip,$(venv)) --requirement $@.txt
+	@touch $@
+
 # Built in isolation, as `pip install .` does for everybody.
-$(venv)/stopgrad_op: $(sources) | $(venv)/tensorflow
-	@echo "==> building and installing stopgrad_op; this takes a minute or two"
-	@$(call pip,$(venv)) '.[demo,test]'
+$(venv)/stopgrad_op: $(sources) | $(venv)/tensorflow $(if $(CUDA),$(venv)/cuda)
+	@echo "==> building and installing stopgrad_op; this takes a few minutes"
+	@$(if $(CUDA),STOPGRAD_CUDA=$(CUDA)) $(call pip,$(venv)) '.[demo,test]'
 	@touch $@
 
 $(bench_venv)/stopgrad_op: $(sources) | $(bench_venv)/tensorflow
@@ -99,7 +107,7 @@ test: $(venv)/stopgrad_op
 bench: $(bench_venv)/stopgrad_op
 	TF_CPP_MIN_LOG_LEVEL=2 $(bench_venv)/bin/python benchmarks/run.py $(BENCH_ARGS)
 
-cpp_files = $(shell find csrc benchmarks -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
+cpp_files = $(shell find csrc benchmarks tests/cuda -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 lint: $(lint_venv)/linters
 	$(lint_venv)/bin/ruff check

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator
@@ -31,11 +32,31 @@ CUBLAS_PACKAGE = "nvidia-cublas>=13,<14"
 # The distributions of TensorFlow that are built for NVIDIA's GPUs.
 GPU_DISTRIBUTIONS = ("tensorflow", "tf-nightly")
 
+# Where NVIDIA's installers put their toolkit.
+TOOLKIT = Path("/usr/local/cuda")
+
 _LIST = """
 import importlib.util
 spec = importlib.util.find_spec("nvidia")
 print(*(spec.submodule_search_locations or () if spec else ()), sep="\\n")
 """
+
+
+def is_wanted() -> bool:
+    """Whether this build may have CUDA kernels; the hooks settle the variable."""
+    return os.environ.get("STOPGRAD_CUDA", "AUTO").upper() not in ("", "0", "OFF", "NO", "FALSE")
+
+
+def requirements(distribution: str) -> list[str]:
+    """Return what a build for this distribution of TensorFlow needs from PyPI.
+
+    Nothing where TensorFlow knows no GPUs or a compiler is there. The header of cublasLt comes with
+    a TensorFlow that does.
+    """
+    is_for_gpus = distribution in GPU_DISTRIBUTIONS and platform.machine() == "x86_64"
+    if not (is_for_gpus and sys.platform == "linux" and is_wanted()) or find_compiler():
+        return []
+    return list(COMPILER_PACKAGES)
 
 
 @cache
@@ -51,7 +72,7 @@ def find_compiler() -> Path | None:
     candidates = [
         shutil.which(chosen) if chosen else None,
         shutil.which("nvcc"),
-        "/usr/local/cuda/bin/nvcc",
+        TOOLKIT / "bin" / "nvcc",
         *(folder / "cu13" / "bin" / "nvcc" for folder in package_folders()),
     ]
     return next((Path(c) for c in candidates if c and Path(c).is_file()), None)
@@ -64,7 +85,7 @@ def include_folders(tensorflow_include: str | None) -> Iterator[Path]:
             yield Path(home) / "include"
     if compiler := find_compiler():
         yield compiler.resolve().parent.parent / "include"
-    yield Path("/usr/local/cuda/include")
+    yield TOOLKIT / "include"
     if tensorflow_include:
         external = Path(tensorflow_include) / "external"
         yield from (header.parent for header in sorted(external.glob("cuda_*/**/cublasLt.h")))
@@ -103,7 +124,14 @@ def describe(tensorflow_include: str | None = None) -> dict[str, str | None]:
 
 
 def main() -> int:
-    """Print what CMake needs to know as JSON, given TensorFlow's folder of headers, if any."""
+    """Print what CMake needs to know as JSON, given TensorFlow's folder of headers, if any.
+
+    With `--packages`, print the packages to install where there is no compiler, or no cublasLt.h
+    beside it.
+    """
+    if sys.argv[1:] == ["--packages"]:
+        print(*(() if find_compiler() else COMPILER_PACKAGES), CUBLAS_PACKAGE, sep="\n")
+        return 0
     print(json.dumps(describe(sys.argv[1] if len(sys.argv) > 1 else None)))
     return 0
 

@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 
+import find_cuda
 import find_tensorflow
 from stopgrad_metadata import wants_tensorflow
 
@@ -54,17 +55,18 @@ def check_compiler() -> None:
         )
 
 
-def _settle_tensorflow(config_settings: ConfigSettings) -> None:
-    # CMake gets the option from the same two places, see cmake.define in pyproject.toml; the
+def _settle_options(config_settings: ConfigSettings) -> None:
+    # CMake gets the options from the same two places, see cmake.define in pyproject.toml; the
     # metadata provider sees only the environment.
-    for key in ("cmake.define.STOPGRAD_TENSORFLOW", "skbuild.cmake.define.STOPGRAD_TENSORFLOW"):
-        if key in (config_settings or {}):
-            os.environ["STOPGRAD_TENSORFLOW"] = str((config_settings or {})[key])
+    for option in ("STOPGRAD_TENSORFLOW", "STOPGRAD_CUDA"):
+        for prefix in ("cmake.define.", "skbuild.cmake.define."):
+            if prefix + option in (config_settings or {}):
+                os.environ[option] = str((config_settings or {})[prefix + option])
 
 
 def _requirements(config_settings: ConfigSettings) -> list[str]:
     check_compiler()
-    _settle_tensorflow(config_settings)
+    _settle_options(config_settings)
     if not wants_tensorflow():
         return []
     wanted = os.environ.get("STOPGRAD_TENSORFLOW_REQUIREMENT")
@@ -72,7 +74,7 @@ def _requirements(config_settings: ConfigSettings) -> list[str]:
         return [wanted]
     default = f"tensorflow{find_tensorflow.version_range()}"
     try:
-        find_tensorflow.locate()
+        return find_cuda.requirements(find_tensorflow.locate().distribution)
     except find_tensorflow.NoTensorFlowError:
         if find_tensorflow.target_is_unknown():
             # Asking for one could put a second TensorFlow over the one that is there.
@@ -81,15 +83,14 @@ def _requirements(config_settings: ConfigSettings) -> list[str]:
                 " the TensorFlow there cannot be seen. Activate that environment, or say which"
                 f" TensorFlow it has: export STOPGRAD_TENSORFLOW_REQUIREMENT='{default}'"
             ) from None
-        return [default]
+        return [default, *find_cuda.requirements("tensorflow")]
     except find_tensorflow.TensorFlowError as error:
         raise SystemExit(f"stopgrad_op: {error}") from None
-    return []
 
 
 def _check(config_settings: ConfigSettings) -> None:
     check_compiler()
-    _settle_tensorflow(config_settings)
+    _settle_options(config_settings)
     if wants_tensorflow():
         try:
             find_tensorflow.describe()
@@ -98,7 +99,7 @@ def _check(config_settings: ConfigSettings) -> None:
 
 
 def get_requires_for_build_wheel(config_settings: ConfigSettings = None) -> list[str]:
-    """Ask for CMake and Ninja where they are missing, and for TensorFlow where there is none."""
+    """Ask for what is missing: CMake, Ninja, TensorFlow, and where that uses GPUs, for nvcc."""
     requirements = _requirements(config_settings)
     return [*requirements, *_scikit_build.get_requires_for_build_wheel(config_settings)]
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stopgrad_op._library import build_info, load_ops
+from stopgrad_op._library import build_info, cuda_info, load_gpu, load_ops
 
 
 def demo() -> int:
@@ -47,6 +47,13 @@ def info() -> int:
     for name, value in built.items():
         if name not in shown:
             lines[name.replace("_", " ")] = str(value)
+    if cuda := cuda_info():
+        missing = cuda["devices_missing"]
+        lines["GPUs"] = f"none: {missing}" if missing else "; ".join(cuda["devices"])
+        lines["CUDA kernels"] = f"for {cuda['architectures']}, by the runtime {cuda['runtime']}"
+        lines["cublasLt"] = cuda["cublas_lt"] or f"none: {cuda['cublas_lt_missing']}"
+        if built["tensorflow"] is not None:
+            lines["ops on GPUs"] = load_gpu() or "yes"
     for name, text in lines.items():
         print(f"{name:<14}{text}")
     return 0

@@ -77,6 +77,7 @@ def check_compatible(built: TensorFlowAbi, running: TensorFlowAbi) -> None:
 # Beside the kernels.
 OPS_LIBRARY = "libstopgrad_ops.so"
 XLA_LIBRARY = "libstopgrad_xla.so"
+GPU_LIBRARY = "libstopgrad_gpu.so"
 
 
 @cache
@@ -131,6 +132,7 @@ def load_ops() -> ModuleType:
         raise ImportError(f"stopgrad_op has lost its ops, {path}. Install it again: {REINSTALL}")
     ops: ModuleType = tf.load_op_library(str(path))
     load_xla()
+    load_gpu()
     return ops
 
 
@@ -143,11 +145,50 @@ def load_xla() -> str | None:
     str or None
         Why it cannot; the ops run without it.
     """
-    if missing := build_info()["xla_missing"]:
-        return missing
+    return build_info()["xla_missing"] or _load(XLA_LIBRARY)
+
+
+class CudaInfo(TypedDict):
+    """What the CUDA kernels find on this machine; what is missing is empty where nothing is."""
+
+    devices: list[str]
+    devices_missing: str
+    driver: int
+    runtime: int
+    cublas_lt: str
+    cublas_lt_missing: str
+    architectures: str
+
+
+def cuda_info() -> CudaInfo | None:
+    """Return what there is to run the CUDA kernels on, or None where they were not built."""
+    if build_info()["cuda_missing"]:
+        return None
+    info: CudaInfo = load_kernels().cuda.info()
+    return info
+
+
+@cache
+def load_gpu() -> str | None:
+    """Let TensorFlow run the ops on its GPUs.
+
+    Returns
+    -------
+    str or None
+        Why it cannot; the ops run on the CPU then.
+    """
+    info = cuda_info()
+    if info is None:
+        return build_info()["cuda_missing"]
+    # A kernel that is there is used, and would fail where the ops could have run on the CPU.
+    return info["devices_missing"] or info["cublas_lt_missing"] or _load(GPU_LIBRARY)
+
+
+def _load(library: str) -> str | None:
+    """Load a library of kernels beside the ops and return why that failed, if it did."""
     import tensorflow as tf
 
-    path = _path_of(XLA_LIBRARY)
+    path = _path_of(library)
     try:
         tf.load_library(str(path))
     except (OSError, tf.errors.OpError) as error:

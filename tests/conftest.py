@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
+from collections.abc import Iterator
 
 import devices
 import numpy as np
@@ -42,6 +44,24 @@ def pytest_report_header() -> str:
     missing = sg.build_info()["xla_missing"]
     without = f", without XLA: {missing}" if missing else ""
     return f"stopgrad_op {info['version']} for {built_for}, {info['instructions']}{without}"
+
+
+@pytest.fixture(autouse=True)
+def device_of_tensorflow(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run the ops where --device says; where TensorFlow has a GPU, that is what it takes itself."""
+    if not {"ops", "xla"} & set(request.path.parts):
+        yield
+        return
+    import tensorflow as tf
+
+    device = request.config.getoption("--device")
+    if device == "emulated":
+        pytest.skip("TensorFlow has no emulated GPU")
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    if device == "gpu" and not has_gpu:
+        pytest.skip("TensorFlow sees no GPU")
+    with tf.device("/CPU:0") if has_gpu and device == "cpu" else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

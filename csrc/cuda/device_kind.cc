@@ -11,12 +11,16 @@
 namespace stopgrad::cuda {
 
 Status CurrentDevice(const DeviceKind** kind) {
-  static std::mutex mutex;
-  static auto* kinds = new std::map<int, std::unique_ptr<DeviceKind>>;
   int ordinal = 0;
   if (Status status = ToStatus(cudaGetDevice(&ordinal), "cudaGetDevice"); !status.ok()) {
     return status;
   }
+  return KindOf(ordinal, kind);
+}
+
+Status KindOf(int ordinal, const DeviceKind** kind) {
+  static std::mutex mutex;
+  static auto* kinds = new std::map<int, std::unique_ptr<DeviceKind>>;
   std::lock_guard<std::mutex> lock(mutex);
   std::unique_ptr<DeviceKind>& known = (*kinds)[ordinal];
   if (known == nullptr) {

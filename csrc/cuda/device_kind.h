@@ -18,6 +18,9 @@ struct DeviceKind {
   size_t workspace_bytes() const { return major >= 9 ? 32 << 20 : 4 << 20; }
 };
 
+// A device, without making it current or anything on it.
+Status KindOf(int ordinal, const DeviceKind** kind);
+
 // The device that is current in this thread.
 Status CurrentDevice(const DeviceKind** kind);
 

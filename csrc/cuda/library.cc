@@ -31,14 +31,10 @@ LibraryInfo GetLibraryInfo() {
              !status.ok()) {
     info.devices_missing = status.message();
   }
-  int before = 0;
-  if (count > 0) cudaGetDevice(&before);
   for (int device = 0; device < count; ++device) {
     const DeviceKind* kind = nullptr;
-    if (cudaSetDevice(device) != cudaSuccess || !CurrentDevice(&kind).ok()) continue;
-    info.devices.push_back(kind->name);
+    if (KindOf(device, &kind).ok()) info.devices.push_back(kind->name);
   }
-  if (count > 0) cudaSetDevice(before);
   const CublasLt* lt = nullptr;
   const Status status = OpenCublasLt(&lt);
   if (status.ok()) {

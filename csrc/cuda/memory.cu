@@ -157,6 +157,12 @@ Status EnqueueZeros(void* data, size_t bytes, Device& device) {
   return ToStatus(cudaMemsetAsync(data, 0, bytes, device.stream()), "cudaMemsetAsync");
 }
 
+Status EnqueueCopy(const void* from, void* to, size_t bytes, Device& device) {
+  if (bytes == 0) return Status();
+  return ToStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, device.stream()),
+                  "cudaMemcpyAsync");
+}
+
 Status EnqueueZeroRows(void* data, const uint8_t* active, int64_t rows, int64_t row_bytes,
                        Device& device) {
   if (rows == 0 || row_bytes == 0) return Status();

@@ -6,13 +6,16 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/export.h"
 #include "core/product.h"
 #include "core/status.h"
 #include "cuda/device.h"
 
 namespace stopgrad::cuda {
 
-Status EnqueueZeros(void* data, size_t bytes, Device& device);
+STOPGRAD_EXPORT Status EnqueueZeros(void* data, size_t bytes, Device& device);
+
+STOPGRAD_EXPORT Status EnqueueCopy(const void* from, void* to, size_t bytes, Device& device);
 
 // Zeros in the rows, of `row_bytes` each, whose `active` is 0. `active` is in device memory.
 Status EnqueueZeroRows(void* data, const uint8_t* active, int64_t rows, int64_t row_bytes,

@@ -22,6 +22,7 @@ ALLOWED = {
     "_kernels": "PyInit__kernels",
     "libstopgrad_ops": "(?!)",
     "libstopgrad_xla": "(?!)",
+    "libstopgrad_gpu": "(?!)",
     "libstopgrad_kernels": "_ZN[VK]*8stopgrad.*|_ZT[ISV]N8stopgrad.*",
     "libstopgrad_cuda": "_ZN[VK]*8stopgrad.*|_ZT[ISV]N8stopgrad.*",
 }
@@ -72,14 +73,19 @@ def test_every_installed_library_has_a_rule() -> None:
         expected.remove("libstopgrad_ops")
     if build_info()["tensorflow"] is None or build_info()["xla_missing"]:
         expected.remove("libstopgrad_xla")
+    if build_info()["cuda_missing"]:
+        expected.remove("libstopgrad_cuda")
+    if build_info()["tensorflow"] is None or build_info()["cuda_missing"]:
+        expected.remove("libstopgrad_gpu")
     assert set(libraries()) == expected
 
 
 @pytest.mark.parametrize("name", ALLOWED)
 def test_library_exports_only_what_its_users_need(name: str) -> None:
     if name not in libraries():
-        assert build_info()["tensorflow"] is None or build_info()["xla_missing"]
-        pytest.skip("built without TensorFlow, or without XLA")
+        info = build_info()
+        assert info["tensorflow"] is None or info["xla_missing"] or info["cuda_missing"]
+        pytest.skip("built without TensorFlow, without XLA or without CUDA")
     allowed = re.compile(ALLOWED[name])
     surplus = sorted(s for s in exported_symbols(libraries()[name]) if not allowed.fullmatch(s))
     assert surplus == []

@@ -46,7 +46,7 @@ DY = np.ones((5, 3), np.float32)
             "the arrays are int32",
         ),
         ((A,), {}, TypeError, "incompatible function arguments"),
-        ((A, B), {"bais": None}, TypeError, "incompatible function arguments"),
+        ((A, B), {"bais": None}, TypeError, "unexpected keyword argument `bais`"),
     ],
 )
 def test_bad_forward_arguments_are_named(
