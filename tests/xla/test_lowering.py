@@ -87,6 +87,33 @@ def test_dots_are_those_of_what_learns(
     assert "custom-call" not in text
 
 
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_dots_come_out_as_the_results_are_stored(
+    transpose_a: bool, transpose_b: bool, rng: np.random.Generator
+) -> None:
+    a, b, bias = operands(rng)
+    a, b = (
+        tf.transpose(matrix) if is_transposed else matrix
+        for matrix, is_transposed in ((a, transpose_a), (b, transpose_b))
+    )
+    text = program(step(transpose_a=transpose_a, transpose_b=transpose_b), a, b, bias)
+    assert dots(text) == [WHOLE] * 3
+    moved = {
+        dims
+        for dims in re.findall(r"transpose\(.*dimensions=\{([\d,]*)\}", text)
+        if dims != "0,1"
+    }
+    assert moved == set()
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_a_relus_gradient_is_a_select(activation: str, rng: np.random.Generator) -> None:
+    text = program(step(activation=activation), *operands(rng))
+    assert " select(" in text
+    assert " multiply(" not in text
+
+
 def test_a_scale_at_run_time_chooses_whether_the_dot_runs(rng: np.random.Generator) -> None:
     function = step(gradient_scale=lambda scale: {"b": scale})
     arrays = operands(rng)
