@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from modes import needs_xla
 
 import stopgrad_op as sg
-from stopgrad_op._library import load_xla
 
-pytestmark = pytest.mark.skipif(load_xla() is not None, reason=f"without XLA: {load_xla()}")
+pytestmark = needs_xla
 
 M, K, N = 12, 10, 8
 OPERANDS = ("a", "b", "bias")
@@ -100,9 +100,7 @@ def test_dots_come_out_as_the_results_are_stored(
     text = program(step(transpose_a=transpose_a, transpose_b=transpose_b), a, b, bias)
     assert dots(text) == [WHOLE] * 3
     moved = {
-        dims
-        for dims in re.findall(r"transpose\(.*dimensions=\{([\d,]*)\}", text)
-        if dims != "0,1"
+        dims for dims in re.findall(r"transpose\(.*dimensions=\{([\d,]*)\}", text) if dims != "0,1"
     }
     assert moved == set()
 
