@@ -40,6 +40,12 @@ def test_what_is_not_compiled_runs(left_out: str) -> None:
         assert float(tf.reduce_sum(run())) == 12
 
 
+def test_stock_ops_are_compiled_all_the_same(left_out: str) -> None:
+    del left_out
+    with sg.stock_ops():
+        assert float(tf.reduce_sum(tf.function(product, jit_compile=True)())) == 12
+
+
 def test_a_build_without_it_is_one_for_headers_that_lack_llvm() -> None:
     """So no other cause leaves it out unseen."""
     missing = build_info()["xla_missing"]
