@@ -22,7 +22,7 @@ from peers import OURS, PEERS, is_installed
 from records import Record, make_record
 from report import duration, factor, make_report
 from runner import FULL, QUICK, Plan, ProcessWorker, Result, Runner, in_groups
-from workloads import BOTH, SUITES, Case
+from workloads import MODES, SUITES, Case
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         remarks.append(problem)
         print(problem, flush=True)
 
-    groups = in_groups(cases, BOTH)
+    groups = in_groups(cases, MODES)
     total, results = sum(map(len, groups)), []
     runner = Runner(peers, options.threads, plan, partial(ProcessWorker, device=options.device))
     try:

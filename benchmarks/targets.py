@@ -113,6 +113,17 @@ def _is_step(record: Record, case: Case) -> bool:
     )
 
 
+def _runs_in_xla(record: Record, _: Case) -> bool:
+    return record["mode"] == "xla"
+
+
+def _loses_products_in_xla(record: Record, case: Case) -> bool:
+    # Not by rows of the output: XLA's shapes are known before the rows are.
+    return _runs_in_xla(record, case) and any(
+        layer.trainable is not None or layer.gradient_scale == 0 for layer in case.layers
+    )
+
+
 def _is_large_product(record: Record, case: Case) -> bool:
     return (
         case.is_product
@@ -209,6 +220,18 @@ TARGETS = (
             ["tf-function", "tf-xla"],
             lambda record, case: _is_step(record, case) and case.x[0] <= 128,
         ),
+    ),
+    Target(
+        "compiled by XLA, every step of `xla`: against stock ops compiled by XLA",
+        0.98,
+        None,
+        _against(["tf-xla"], _runs_in_xla),
+    ),
+    Target(
+        "the same where a part or a factor of 0 removes products",
+        1.0,
+        None,
+        _against(["tf-xla"], _loses_products_in_xla),
     ),
     Target(
         "float32 products, 256³ and larger: against the fastest peer",

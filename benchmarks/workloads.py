@@ -7,8 +7,8 @@ description and the same arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -23,12 +23,14 @@ Shape = tuple[int, ...]
 # gradients  forward and backward
 # train      forward, a loss, backward, and one step of gradient descent
 Kind = Literal["forward", "backward", "gradients", "train"]
-# How this package and TensorFlow run it.
-Mode = Literal["eager", "function"]
+# How this package runs it: eager, in a tf.function, or in one that XLA compiles.
+Mode = Literal["eager", "function", "xla"]
 
 EAGER: tuple[Mode, ...] = ("eager",)
 FUNCTION: tuple[Mode, ...] = ("function",)
-BOTH: tuple[Mode, ...] = ("eager", "function")
+XLA: tuple[Mode, ...] = ("xla",)
+BOTH: tuple[Mode, ...] = (*EAGER, *FUNCTION)
+MODES: tuple[Mode, ...] = (*BOTH, *XLA)
 
 
 class Part(NamedTuple):
@@ -438,6 +440,19 @@ def _control_suite() -> list[Case]:
     ]
 
 
+def _xla_suite(suites: Iterable[Suite]) -> list[Case]:
+    """Return their cases that run in a `tf.function`, to be compiled; not what sweeps a share.
+
+    They are compared with peers alone, not with each other, so they have no group.
+    """
+    return [
+        replace(case, suite="xla", modes=XLA, group=None)
+        for suite in suites
+        for case in suite.cases
+        if "function" in case.modes and case.group in (None, "control")
+    ]
+
+
 @dataclass(frozen=True)
 class Suite:
     """Cases under one heading."""
@@ -491,5 +506,10 @@ SUITES = {
         ],
     ),
 }
+
+SUITES["xla"] = Suite(
+    "The steps of `dense`, `mlp` and `control`, compiled by XLA: this package's ops and stock ones",
+    _xla_suite(SUITES[name] for name in ("dense", "mlp", "control")),
+)
 
 CASES = {case.key: case for suite in SUITES.values() for case in suite.cases}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from stopgrad_op._library import load_xla
@@ -117,6 +118,7 @@ COMPILED = Compiled()
 # Those in which the kernels run, and count what they do; XLA makes kernels of its own.
 KERNEL_MODES: tuple[Mode, ...] = (EAGER, IN_FUNCTION, OUTSIDE_FUNCTION, GRAPH)
 MODES: tuple[Mode, ...] = KERNEL_MODES if load_xla() else (*KERNEL_MODES, COMPILED)
+needs_xla = pytest.mark.skipif(load_xla() is not None, reason=f"without XLA: {load_xla()}")
 
 
 def mode_id(mode: Mode) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from workloads import BOTH, EAGER, FUNCTION, Array, Arrays, Case, Mode
+from workloads import BOTH, EAGER, FUNCTION, MODES, XLA, Array, Arrays, Case, Mode
 
 OURS = "stopgrad_op"
 
@@ -38,13 +38,13 @@ class Entry:
 
 
 PEERS = {
-    OURS: Entry("ours", "stopgrad_op", BOTH, "sg.matmul; eager, or in a tf.function"),
+    OURS: Entry("ours", "stopgrad_op", MODES, "sg.matmul; eager, in a tf.function, or by XLA"),
     "tf-eager": Entry("stock", "tensorflow", EAGER, "stock TensorFlow, eager"),
     "tf-function": Entry("stock", "tensorflow", FUNCTION, "stock TensorFlow in a tf.function"),
-    "tf-xla": Entry("stock", "tensorflow", FUNCTION, "the same with jit_compile=True"),
+    "tf-xla": Entry("stock", "tensorflow", (*FUNCTION, *XLA), "the same with jit_compile=True"),
     "keras": Entry("keras_layers", "keras", BOTH, "keras.layers.Dense; eager or in a tf.function"),
     "torch": Entry("pytorch", "torch", BOTH, "PyTorch, which has one mode here: eager"),
-    "jax": Entry("jax_jit", "jax", FUNCTION, "JAX under jax.jit"),
+    "jax": Entry("jax_jit", "jax", (*FUNCTION, *XLA), "JAX under jax.jit"),
     "numpy": Entry("numpy_products", "numpy", BOTH, "NumPy, for bare products"),
 }
 

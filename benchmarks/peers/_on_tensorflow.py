@@ -96,7 +96,13 @@ def _loss(case: Case, y: Any, target: Any) -> Any:
 
 
 def build(case: Case, mode: Mode, arrays: Arrays, network: Network, *, xla: bool = False) -> Work:
-    """Build what runs the network as the case says."""
+    """Build what runs the network as the case says.
+
+    Parameters
+    ----------
+    xla
+        Whether XLA compiles it where the mode leaves that to the peer, in a `tf.function`.
+    """
     x, upstream, target = map(tf.constant, (arrays.x, arrays.upstream, arrays.target))
     learning = [network.variables[name] for name in network.learning]
     names = [*(["dx"] if case.x_learns else []), *network.learning]
@@ -137,8 +143,9 @@ def build(case: Case, mode: Mode, arrays: Arrays, network: Network, *, xla: bool
             "gradients": (gradients, [x, upstream]),
             "train": (train, [x, target]),
         }[case.kind]
-    if mode == "function":
-        function = tf.function(function, jit_compile=xla, autograph=False)
+    if mode != "eager":
+        compiled = xla or mode == "xla"
+        function = tf.function(function, jit_compile=compiled, autograph=False)
 
     def run() -> Any:
         return function(*arguments)

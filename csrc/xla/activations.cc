@@ -22,13 +22,6 @@ XlaOp Number(XlaOp like, double value) { return xla::ScalarLike(like, value); }
 
 XlaOp IsPositive(XlaOp x) { return xla::Gt(x, xla::ZerosLike(x)); }
 
-XlaOp Choose(XlaOp condition, XlaOp x, double otherwise) {
-  return xla::Select(condition, x, xla::FullLike(x, otherwise));
-}
-
-// 1 or 0.
-XlaOp Step(XlaOp condition, XlaOp like) { return Choose(condition, xla::FullLike(like, 1.0), 0); }
-
 // Phi(z), Phi the normal distribution.
 XlaOp NormalDistribution(XlaOp z) {
   return Number(z, 0.5) * (Number(z, 1) + xla::Erf(Number(z, kSqrtHalf) * z));
@@ -73,41 +66,44 @@ XlaOp Value(Activation activation, XlaOp z) {
   __builtin_unreachable();
 }
 
-XlaOp Derivative(Activation activation, XlaOp saved) {
+// Selects where f' is 0 or 1, not products: as TensorFlow's own, and XLA for CPUs gives the sum of
+// a select, the bias's gradient, to a faster loop than that of a product.
+XlaOp TimesDerivative(Activation activation, XlaOp saved, XlaOp dy) {
   const XlaOp x = saved;
   const XlaOp zero = Number(x, 0), one = Number(x, 1), half = Number(x, 0.5);
   switch (activation) {
     case Activation::kLinear:
-      return xla::FullLike(x, 1.0);
+      return dy;
     case Activation::kRelu:
-      return Step(IsPositive(x), x);
+      return xla::Select(IsPositive(x), dy, xla::ZerosLike(dy));
     case Activation::kRelu6:
-      return Step(xla::And(IsPositive(x), xla::Lt(x, Number(x, 6))), x);
+      return xla::Select(xla::And(IsPositive(x), xla::Lt(x, Number(x, 6))), dy, xla::ZerosLike(dy));
     case Activation::kLeakyRelu:
-      return Choose(IsPositive(x), xla::FullLike(x, 1.0), kLeakySlope);
+      return xla::Select(IsPositive(x), dy, Number(x, kLeakySlope) * dy);
     case Activation::kElu:
-      return xla::Select(IsPositive(x), xla::FullLike(x, 1.0), x + one);
+      return xla::Select(IsPositive(x), dy, dy * (x + one));
     case Activation::kSelu:
-      return Choose(xla::Lt(x, zero), x + Number(x, kSeluScaleAlpha), kSeluScale);
+      return xla::Select(xla::Lt(x, zero), dy * (x + Number(x, kSeluScaleAlpha)),
+                         Number(x, kSeluScale) * dy);
     case Activation::kGelu: {
       const XlaOp density = Number(x, kInvSqrtTwoPi) * xla::Exp(Number(x, -0.5) * x * x);
-      return NormalDistribution(x) + x * density;
+      return dy * (NormalDistribution(x) + x * density);
     }
     case Activation::kGeluTanh: {
       const XlaOp tanh = TanhOfGelu(x);
       const XlaOp slope = Number(x, kSqrtTwoOverPi) * (one + Number(x, 3 * kCubic) * x * x);
-      return half * (one + tanh) * (one + x * (one - tanh) * slope);
+      return dy * (half * (one + tanh) * (one + x * (one - tanh) * slope));
     }
     case Activation::kSigmoid:
-      return x * (one - x);
+      return dy * (x * (one - x));
     case Activation::kTanh:
-      return (one - x) * (one + x);
+      return dy * ((one - x) * (one + x));
     case Activation::kSilu: {
       const XlaOp sigmoid = xla::Logistic(x);
-      return sigmoid * (one + x * (one - sigmoid));
+      return dy * (sigmoid * (one + x * (one - sigmoid)));
     }
     case Activation::kSoftplus:
-      return -xla::Expm1(-x);
+      return dy * -xla::Expm1(-x);
   }
   __builtin_unreachable();
 }

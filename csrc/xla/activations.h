@@ -9,8 +9,8 @@ namespace stopgrad::xla_ops {
 // f(z).
 xla::XlaOp Value(Activation activation, xla::XlaOp z);
 
-// f'(z), from what core/activation.h says is saved: y = f(z), or z.
-xla::XlaOp Derivative(Activation activation, xla::XlaOp saved);
+// dy f'(z), from what core/activation.h says is saved: y = f(z), or z.
+xla::XlaOp TimesDerivative(Activation activation, xla::XlaOp saved, xla::XlaOp dy);
 
 }  // namespace stopgrad::xla_ops
 

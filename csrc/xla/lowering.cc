@@ -94,6 +94,9 @@ XlaOp Multiply(DType dtype, DotOptions dots, Labeled x, Labeled y, const Labels&
     for (int64_t& label : labels) label += 3;
     return labels;
   };
+  // A dot's rows are those of its first factor: in this order there is nothing to transpose.
+  const int64_t row = labels[labels.size() - 2];
+  if (x.DimOf(row) == static_cast<int64_t>(x.labels.size())) std::swap(x, y);
   const PrimitiveType wide = WideType(dtype);
   std::optional<PrimitiveType> sum_type;
   if (wide != StoredType(dtype)) sum_type = wide;
@@ -282,7 +285,7 @@ XlaOp GradientLowering::WideDz(bool with_rows) const {
   const PrimitiveType wide = WideType(dtype_);
   XlaOp dz = Convert(ops_.dy, wide);
   if (activation_ != Activation::kLinear) {
-    dz = dz * Derivative(activation_, Convert(*ops_.saved, wide));
+    dz = TimesDerivative(activation_, Convert(*ops_.saved, wide), dz);
   }
   if (!with_rows || !policy_.rows) return dz;
   // They broadcast to Y's dimensions but the last.

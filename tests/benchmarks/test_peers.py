@@ -13,6 +13,7 @@ import pytest
 import peers
 import stopgrad_op as sg
 from agreement import disagreement
+from stopgrad_op._library import load_xla
 from workloads import Case, Layer, Part, make_arrays
 
 pytestmark = pytest.mark.skipif(
@@ -46,6 +47,12 @@ def load(name):
     return peers.load(name, 1)
 
 
+def modes(name):
+    """Return a peer's modes, without XLA's where this package's library for it is left out."""
+    lacks_xla = name == "stopgrad_op" and load_xla() is not None
+    return [mode for mode in peers.PEERS[name].modes if mode != "xla" or not lacks_xla]
+
+
 @pytest.fixture(autouse=True)
 def _leave_threads_alone(monkeypatch):
     # TensorFlow's cannot be changed any more when tests before these have used it.
@@ -77,7 +84,7 @@ def due(case):
 def test_peer_switches_off_what_the_case_says(name, control):
     pytest.importorskip(peers.PEERS[name].package)
     case = make_case(control)
-    for mode in peers.PEERS[name].modes:
+    for mode in modes(name):
         found = load(name).build(case, mode, make_arrays(case)).results()
         assert disagreement(due(case), found, "float32") is None
 
@@ -102,6 +109,33 @@ def test_package_that_forgets_an_option_does_not_agree(monkeypatch, option, cont
     case = make_case(CONTROLS[control])
     found = load("stopgrad_op").build(case, "eager", make_arrays(case)).results()
     assert disagreement(found, due(case), "float32") is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "compiled"),
+    [
+        ("stopgrad_op", "function", False),
+        ("stopgrad_op", "xla", True),
+        ("tf-function", "function", False),
+        ("tf-xla", "function", True),
+        ("tf-xla", "xla", True),
+    ],
+)
+def test_xla_compiles_all_in_its_mode_and_one_peer_beside_a_function(
+    monkeypatch, name, mode, compiled
+):
+    import tensorflow as tf
+
+    def function(*arguments, jit_compile, **options):
+        asked.append(jit_compile)
+        return tensorflow_function(*arguments, jit_compile=jit_compile, **options)
+
+    asked, tensorflow_function = [], tf.function
+    monkeypatch.setattr(tf, "function", function)
+    case = make_case({})
+    load(name).build(case, mode, make_arrays(case))
+    assert mode in peers.PEERS[name].modes
+    assert asked == [compiled]
 
 
 def test_layers_of_keras_have_no_part_that_learns():

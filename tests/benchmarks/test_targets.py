@@ -91,6 +91,36 @@ def test_steps_are_compared_with_tensorflow_alone():
     assert judge(target("every size"), records({(key, "tf-xla"): 0.1})).worst.number == 0.1
 
 
+def test_compiled_steps_are_compared_with_stock_ops_that_are_compiled():
+    row, key = target("every step of `xla`"), "xla/784-512-512-10 at 128, half frozen"
+    outcome = judge(row, records({(key, "stopgrad_op"): 1.1, (key, "jax"): 0.1}))
+    assert outcome.worst.case == "784-512-512-10 at 128, half frozen, xla"
+    assert outcome.worst.number == pytest.approx(1 / 1.1)
+    assert outcome.verdict == "missed"
+    assert judge(row, records({(key, "stopgrad_op"): 1.01})).verdict == "reached"
+    # Not compiled, it is another case.
+    key = key.replace("xla/", "mlp/")
+    assert judge(row, records({(key, "stopgrad_op"): 1.1})).worst.number == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "counts"),
+    [
+        ("a tenth of the columns", True),
+        ("a tenth of the rows, by index", True),
+        ("a quarter of the output rows", False),
+        ("scale 0 on the weights", True),
+        ("scale 0 on all", True),
+        ("full step", False),
+        ("128×512×512 relu, gradients", False),
+    ],
+)
+def test_products_that_xla_leaves_out_have_to_show(case, counts):
+    times = records({(f"xla/{case}", "stopgrad_op"): 1.25})
+    worst = judge(target("removes products"), times).worst.number
+    assert worst == (0.8 if counts else 1.0)
+
+
 def test_blocked_backward_is_a_share_of_the_full_one():
     key = "dense/backward 256×1024×1024, weights blocked"
     outcome = judge(target("one operand blocked"), records({(key, "stopgrad_op"): 1.25}))

@@ -22,6 +22,7 @@ def test_suites_are_those_that_were_agreed():
         "overhead",
         "control",
         "scaling",
+        "xla",
     ]
 
 
@@ -39,6 +40,21 @@ def test_groups_stand_together_and_have_the_same_modes():
         assert len(groups) == len(set(groups))
         for name in groups:
             assert len({case.modes for case in suite.cases if case.group == name}) == 1
+
+
+def test_xla_compiles_the_steps_that_run_in_a_function():
+    steps = [
+        case
+        for name in ("dense", "mlp", "control")
+        for case in SUITES[name].cases
+        if "function" in case.modes and not case.name.startswith(("output rows", "columns"))
+    ]
+    cases = SUITES["xla"].cases
+    assert {case.modes for case in cases} == {("xla",)}
+    assert [case.name for case in cases] == [case.name for case in steps]
+    assert [case.layers for case in cases] == [case.layers for case in steps]
+    # They are not compared with each other, as targets compare cases of a group.
+    assert {case.group for case in cases} == {None}
 
 
 def test_layers_of_a_chain_fit():

@@ -11,7 +11,7 @@ import reference
 import stock
 import tensorflow as tf
 from cases import Case, Chooser, written
-from modes import COMPILED, EAGER, MODES
+from modes import EAGER, needs_xla
 from reference import Array
 
 import stopgrad_op as sg
@@ -219,7 +219,7 @@ def test_a_call_that_no_accumulator_watches_is_not_recorded_for_one(
     assert accumulator.jvp(y) is None
 
 
-@pytest.mark.skipif(COMPILED not in MODES, reason="built without XLA")
+@needs_xla
 @pytest.mark.parametrize("activation", ["relu", "gelu", "sigmoid"])
 def test_a_hessian_times_a_vector_compiled_by_xla(
     activation: str, rng: np.random.Generator

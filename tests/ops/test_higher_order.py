@@ -11,7 +11,16 @@ import reference
 import stock
 import tensorflow as tf
 from cases import Case, Chooser, written
-from modes import COMPILED, EAGER, GRAPH, IN_FUNCTION, MODES, OUTSIDE_FUNCTION, mode_id
+from modes import (
+    COMPILED,
+    EAGER,
+    GRAPH,
+    IN_FUNCTION,
+    MODES,
+    OUTSIDE_FUNCTION,
+    mode_id,
+    needs_xla,
+)
 from reference import ACTIVATIONS, Array, Problem
 
 import stopgrad_op as sg
@@ -188,7 +197,7 @@ def test_a_persistent_tape_and_what_it_does_not_watch() -> None:
     )
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_xla)])
 def test_forward_mode_alone_and_over_backward(compiled: bool, rng: np.random.Generator) -> None:
     """A Hessian times a vector, and a Jacobian times a vector."""
     problem = problem_of(rng, "tanh")

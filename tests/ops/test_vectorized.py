@@ -12,7 +12,7 @@ import reference
 import stock
 import tensorflow as tf
 from cases import Case, Chooser, written
-from modes import EAGER
+from modes import EAGER, needs_xla
 from reference import ACTIVATIONS
 
 import stopgrad_op as sg
@@ -317,6 +317,7 @@ def test_a_batch_jacobian(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(jacobian(lambda x: sg.matmul(x, w, activation="softplus")), due)
 
 
+@needs_xla
 def test_an_ensemble_compiled_by_xla(rng: np.random.Generator) -> None:
     arrays = [rng.standard_normal((STEPS, *shape)) for shape in ((M, K), (K, N), (N,))]
 

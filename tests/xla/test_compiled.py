@@ -11,12 +11,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from modes import needs_xla
 
 import stopgrad_op as sg
-from stopgrad_op import _library
-from stopgrad_op._library import load_xla
 
-pytestmark = pytest.mark.skipif(load_xla() is not None, reason=f"without XLA: {load_xla()}")
+pytestmark = needs_xla
 
 
 def run(code: str, **environ: str) -> str:
@@ -181,15 +180,3 @@ def test_keras_fits_a_compiled_model(rng: np.random.Generator) -> None:
         return found
 
     np.testing.assert_allclose(losses(True), losses(False), rtol=1e-4)
-
-
-def test_without_xla_the_error_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "load_xla", lambda: "its headers were lost")
-    with pytest.raises(NotImplementedError, match=r"jit_compile=True.*its headers were lost"):
-        tf.function(lambda: sg.matmul(tf.ones((2, 2)), tf.ones((2, 2))), jit_compile=True)()
-    tf.function(lambda: sg.matmul(tf.ones((2, 2)), tf.ones((2, 2))))()
-
-
-def test_a_library_that_does_not_load_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "XLA_LIBRARY", "libstopgrad_xla.lost")
-    assert "libstopgrad_xla.lost cannot be loaded" in str(load_xla.__wrapped__())

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from modes import needs_xla
 
 import stopgrad_op as sg
-from stopgrad_op._library import load_xla
 
-pytestmark = pytest.mark.skipif(load_xla() is not None, reason=f"without XLA: {load_xla()}")
+pytestmark = needs_xla
 
 M, K, N = 12, 10, 8
 OPERANDS = ("a", "b", "bias")
@@ -85,6 +85,31 @@ def test_dots_are_those_of_what_learns(
     text = program(step(activation=activation, **options), *operands(rng))
     assert dots(text) == due
     assert "custom-call" not in text
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_dots_come_out_as_the_results_are_stored(
+    transpose_a: bool, transpose_b: bool, rng: np.random.Generator
+) -> None:
+    a, b, bias = operands(rng)
+    a, b = (
+        tf.transpose(matrix) if is_transposed else matrix
+        for matrix, is_transposed in ((a, transpose_a), (b, transpose_b))
+    )
+    text = program(step(transpose_a=transpose_a, transpose_b=transpose_b), a, b, bias)
+    assert dots(text) == [WHOLE] * 3
+    moved = {
+        dims for dims in re.findall(r"transpose\(.*dimensions=\{([\d,]*)\}", text) if dims != "0,1"
+    }
+    assert moved == set()
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_a_relus_gradient_is_a_select(activation: str, rng: np.random.Generator) -> None:
+    text = program(step(activation=activation), *operands(rng))
+    assert " select(" in text
+    assert " multiply(" not in text
 
 
 def test_a_scale_at_run_time_chooses_whether_the_dot_runs(rng: np.random.Generator) -> None:
