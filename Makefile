@@ -17,12 +17,13 @@ TORCH ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint format wheel clean
+.PHONY: help demo test gpu-check bench lint format wheel clean
 
 help: ## say what there is
 	@echo "make demo    install into .venvs/ from source and show what blocking a gradient does"
 	@echo "make test    install into .venvs/ from source and run the test suite"
 	@echo "make bench   measure beside stock TensorFlow, Keras, JAX and NumPy; half an hour and more"
+	@echo "make gpu-check  everything that needs a GPU, and one report of it"
 	@echo "make lint    ruff, mypy and clang-format, each in the version that pyproject.toml names"
 	@echo "make format  let ruff and clang-format rewrite what make lint complains about"
 	@echo "make wheel   build a wheel in dist/ for the TensorFlow that make test uses"
@@ -103,6 +104,9 @@ demo: $(venv)/stopgrad_op
 # Not `python -m pytest`: that would put this folder before the installed package.
 test: $(venv)/stopgrad_op
 	TF_CPP_MIN_LOG_LEVEL=2 $(venv)/bin/pytest $(PYTEST_ARGS)
+
+gpu-check: $(venv)/stopgrad_op
+	TF_CPP_MIN_LOG_LEVEL=2 $(venv)/bin/python tools/gpu_check.py
 
 bench: $(bench_venv)/stopgrad_op
 	TF_CPP_MIN_LOG_LEVEL=2 $(bench_venv)/bin/python benchmarks/run.py $(BENCH_ARGS)

@@ -134,6 +134,17 @@ void DefineCuda(py::module_& module) {
   module.def("to_device", &DeviceArray::FromNumPy, "array"_a, py::kw_only(),
              "stream"_a = py::none(), "A copy of an array in the current GPU's memory.");
   Kernels<CudaBackend>::Define(module);
+  module.def(
+      "synchronize",
+      [](const py::object& stream) {
+        const cudaStream_t parsed = ParseStream(stream);
+        py::gil_scoped_release release;
+        const Status status =
+            cuda::ToStatus(cudaStreamSynchronize(parsed), "cudaStreamSynchronize");
+        py::gil_scoped_acquire acquire;
+        ThrowIfError(status);
+      },
+      "stream"_a = py::none(), "Wait until all that is enqueued on a stream is done.");
   module.def("info", Info, "The devices, the driver and cublasLt, or why there are none.");
   module.def(
       "save_algorithms", [](const std::string& path) { ThrowIfError(cuda::SaveChoices(path)); },

@@ -131,3 +131,18 @@ def test_arrays_at_any_address(
     exact = reference.gradients(problem, dy, None, z)
     for name, result in results.items():
         reference.assert_close(result.numpy(), exact[name], dtype, what=name)
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"], indirect=True)
+def test_nan_stays_nan_in_the_epilogue_of_cublas_lt(
+    cuda: ModuleType, rng: np.random.Generator, dtype: str, activation: str
+) -> None:
+    """Without timing, an epilogue that cublasLt has is its own."""
+    problem = reference.random_problem(rng, (24, 16), (16, 32), dtype, bias=True)
+    assert problem.bias is not None
+    problem.a[3] = np.nan
+    arrays = [cuda.to_device(x) for x in (problem.a, problem.b, problem.bias)]
+    y = cuda.matmul(*arrays, activation=activation, deterministic=True, poison=True).numpy()
+    assert np.isnan(reference.widen(y[3])).all()
+    assert not np.isnan(reference.widen(np.delete(y, 3, axis=0))).any()
