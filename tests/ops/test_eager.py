@@ -205,3 +205,16 @@ def test_gradient_taken_inside_a_function_of_a_call_outside(rng: np.random.Gener
     gradient = tf.function(lambda dy: tape.gradient(y, w, output_gradients=dy))(tf.constant(dy))
     exact = reference.gradients(reference.Problem(a, b, bias, activation="gelu"), dy)
     np.testing.assert_allclose(gradient, exact["b"].value, rtol=1e-11, atol=1e-12)
+
+
+def test_variable_that_is_written_in_place_is_read_as_it_was(rng: np.random.Generator) -> None:
+    """After an update of some rows TensorFlow writes a variable where it lies; readers copy."""
+    a, b, _ = arrays(rng)
+    variable = tf.Variable(b)
+    x = tf.Variable(a)
+    variable.scatter_nd_add([[0]], np.zeros((1, 3)))  # from here on it is written in place
+    with tf.GradientTape() as tape:
+        y = sg.matmul(x, variable)
+    variable.scatter_nd_add([[1]], np.full((1, 3), 1e6))
+    exact = reference.gradients(reference.Problem(a, b), np.ones((5, 3)))["a"]
+    reference.assert_close(tape.gradient(y, x).numpy(), exact, "float64")
