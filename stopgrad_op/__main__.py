@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stopgrad_op._library import build_info, cuda_info, load_gpu, load_ops
+from stopgrad_op._library import build_info, cuda_info, load_gpu, load_ops, load_xla
 
 
 def demo() -> int:
@@ -43,11 +43,14 @@ def info() -> int:
         )
         running = f"TensorFlow {tf.version.VERSION}, {running}"
     lines["running on"] = running
-    shown = ("version", "tensorflow", "tensorflow_distribution", "cxx11_abi")
-    for name, value in built.items():
-        if name not in shown:
-            lines[name.replace("_", " ")] = str(value)
-    if cuda := cuda_info():
+    for name in ("compiler", "instructions"):
+        lines[name] = str(built[name])
+    if built["tensorflow"] is not None:
+        lines["XLA"] = f"none: {xla_missing}" if (xla_missing := load_xla()) else "yes"
+    cuda = cuda_info()
+    if cuda is None:
+        lines["CUDA kernels"] = f"none: {built['cuda_missing']}"
+    else:
         missing = cuda["devices_missing"]
         lines["GPUs"] = f"none: {missing}" if missing else "; ".join(cuda["devices"])
         lines["CUDA kernels"] = f"for {cuda['architectures']}, by the runtime {cuda['runtime']}"
