@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -66,8 +68,17 @@ def package_folders() -> tuple[Path, ...]:
     return tuple(Path(line) for line in dict.fromkeys(found) if line)
 
 
+def is_usable(compiler: Path) -> bool:
+    """Whether this is nvcc of CUDA 12 or 13."""
+    try:
+        run = subprocess.run([str(compiler), "--version"], capture_output=True, text=True)
+    except OSError:
+        return False
+    return re.search(r"release 1[23]\.", run.stdout) is not None
+
+
 def find_compiler() -> Path | None:
-    """Return nvcc: the one that CUDACXX names, or on PATH, or the toolkit's, or from PyPI."""
+    """Return nvcc 12 or 13: what CUDACXX names, or on PATH, or the toolkit's, or from PyPI."""
     chosen = os.environ.get("CUDACXX")
     candidates = [
         shutil.which(chosen) if chosen else None,
@@ -75,16 +86,17 @@ def find_compiler() -> Path | None:
         TOOLKIT / "bin" / "nvcc",
         *(folder / "cu13" / "bin" / "nvcc" for folder in package_folders()),
     ]
-    return next((Path(c) for c in candidates if c and Path(c).is_file()), None)
+    return next((Path(c) for c in candidates if c and is_usable(Path(c))), None)
 
 
 def include_folders(tensorflow_include: str | None) -> Iterator[Path]:
     """Yield where headers may be, the best place first."""
+    # The compiler's own first: the runtime that it links has to have the headers' version.
+    if compiler := find_compiler():
+        yield compiler.resolve().parent.parent / "include"
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(variable):
             yield Path(home) / "include"
-    if compiler := find_compiler():
-        yield compiler.resolve().parent.parent / "include"
     yield TOOLKIT / "include"
     if tensorflow_include:
         external = Path(tensorflow_include) / "external"
@@ -113,7 +125,7 @@ def describe(tensorflow_include: str | None = None) -> dict[str, str | None]:
         headers_missing = "there are no headers of the CUDA runtime"
     if compiler is None:
         packages = " ".join(f"'{package}'" for package in COMPILER_PACKAGES)
-        compiler_missing = f"there is no nvcc. Type: pip install {packages}"
+        compiler_missing = f"there is no nvcc 12 or 13. Type: pip install {packages}"
     return {
         "compiler": str(compiler) if compiler else None,
         "runtime_include": str(runtime) if runtime else None,

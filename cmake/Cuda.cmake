@@ -18,6 +18,21 @@ endif()
 if(NOT CMAKE_CUDA_COMPILER)
   set(CMAKE_CUDA_COMPILER "${STOPGRAD_CUDA_COMPILER}")
 endif()
+# Not every nvcc knows every C++ compiler, and CMake would stop where one does not.
+set(stopgrad_trial ${CMAKE_CURRENT_BINARY_DIR}/trial.cu)
+file(WRITE ${stopgrad_trial} "__global__ void kernel() {}\n#include <algorithm>\n")
+execute_process(
+  COMMAND ${CMAKE_CUDA_COMPILER} -std=c++17 -c ${stopgrad_trial} -o ${stopgrad_trial}.o
+  OUTPUT_VARIABLE stopgrad_output ERROR_VARIABLE stopgrad_error RESULT_VARIABLE stopgrad_failed)
+if(stopgrad_failed)
+  string(REGEX MATCH "[^\n]*error[^\n]*" stopgrad_error "${stopgrad_output}${stopgrad_error}")
+  string(REPLACE "\"" "'" stopgrad_error "${stopgrad_error}")
+  set(STOPGRAD_CUDA_MISSING "${CMAKE_CUDA_COMPILER} cannot compile: ${stopgrad_error}")
+  if(NOT STOPGRAD_CUDA STREQUAL "AUTO")
+    message(FATAL_ERROR "STOPGRAD_CUDA=ON: ${STOPGRAD_CUDA_MISSING}")
+  endif()
+  return()
+endif()
 # Machine code for these, and PTX from which the driver makes it for what comes after.
 if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
   set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 90-virtual)

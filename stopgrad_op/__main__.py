@@ -53,7 +53,8 @@ def info() -> int:
     else:
         missing = cuda["devices_missing"]
         lines["GPUs"] = f"none: {missing}" if missing else "; ".join(cuda["devices"])
-        lines["CUDA kernels"] = f"for {cuda['architectures']}, by the runtime {cuda['runtime']}"
+        major, minor = divmod(cuda["runtime"] // 10, 100)
+        lines["CUDA kernels"] = f"of CUDA {major}.{minor}, for {cuda['architectures']}"
         lines["cublasLt"] = cuda["cublas_lt"] or f"none: {cuda['cublas_lt_missing']}"
         if built["tensorflow"] is not None:
             lines["ops on GPUs"] = load_gpu() or "yes"

@@ -177,9 +177,18 @@ def load_gpu() -> str | None:
     str or None
         Why it cannot; the ops run on the CPU then.
     """
+    if missing := build_info()["cuda_missing"]:
+        return missing
+    # Of a machine without a driver nothing is asked. TensorFlow then looks before anything else is
+    # loaded: it has to find its own libraries.
+    if not load_kernels().cuda.driver():
+        return "there is no NVIDIA driver"
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        return "TensorFlow sees no GPU"
     info = cuda_info()
-    if info is None:
-        return build_info()["cuda_missing"]
+    assert info is not None
     # A kernel that is there is used, and would fail where the ops could have run on the CPU.
     return info["devices_missing"] or info["cublas_lt_missing"] or _load(GPU_LIBRARY)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from stopgrad_op import _tensorflow
+from stopgrad_op._library import load_gpu
 from stopgrad_op._options import OPERANDS, GradientPolicy, MatMulOptions, Steering, operand_of
 from stopgrad_op._regions import Indices, Selection, check_extent
 
@@ -60,7 +62,8 @@ def _read_scale(scale: Any) -> tf.Tensor | float:
     if isinstance(scale, keras.Variable):
         scale = scale.value
     if not tf.executing_eagerly():
-        return tf.cast(scale, tf.float64)
+        with _on_host():
+            return tf.cast(scale, tf.float64)
     # A tenth of the time that a cast takes. A scale of 0 is known here, and needs no kernel.
     return float(_tensorflow.read_eagerly(scale).numpy())
 
@@ -68,7 +71,8 @@ def _read_scale(scale: Any) -> tf.Tensor | float:
 def index_tensor(indices: Indices) -> tf.Tensor:
     """Return the indices of a region as a tensor, in eager mode the same one at each call."""
     if not tf.executing_eagerly():
-        return tf.constant(indices, tf.int64)
+        with _on_host():
+            return tf.constant(indices, tf.int64)
     # An array is not hashable. Its number is nobody else's as long as it lives.
     known = _index_tensors.get(id(indices))
     if known is None:
@@ -80,6 +84,11 @@ def index_tensor(indices: Indices) -> tf.Tensor:
 
 
 _index_tensors: dict[int, tf.Tensor] = {}
+
+
+def _on_host() -> AbstractContextManager[Any]:
+    """Make what steers a call in the host's memory, where the kernels of a GPU read it too."""
+    return tf.device("CPU:0") if load_gpu() is None else nullcontext()
 
 
 def _check_scale(scale: Any, name: str) -> None:
@@ -125,7 +134,9 @@ def _check_regions(
 
 def _to_rows(rows: Any) -> tf.Tensor:
     try:
-        return tf.convert_to_tensor(rows.value if isinstance(rows, keras.Variable) else rows)
+        # A tensor stays where it is.
+        with _on_host():
+            return tf.convert_to_tensor(rows.value if isinstance(rows, keras.Variable) else rows)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`gradient_rows` has type {type(rows).__name__} and cannot be made a tensor; due is"

@@ -46,14 +46,6 @@ int64_t GradientProducts::Flops(bool is_complex) const {
 
 namespace {
 
-// What it costs to list a row, to gather or scatter an element of it, to write a zero, and to run a
-// product of its own, in floating-point operations of a product. A processor that does 100 of them
-// in a nanosecond copies an element of a row that it did not expect in a third of one.
-constexpr int64_t kFlopsPerGatheredRow = 1500;
-constexpr int64_t kFlopsPerGatheredElement = 32;
-constexpr int64_t kFlopsPerZero = 16;
-constexpr int64_t kFlopsPerProduct = 1 << 16;
-
 // The selected rows and columns of op(X), given those of X as it is stored.
 struct OperandRegion {
   const Selection& rows;
@@ -76,8 +68,9 @@ OperandRegion RegionOf(const Selection& stored_rows, const Selection& stored_col
 
 class Planner {
  public:
-  Planner(const MatMulProblem& problem, const GradientPolicy& policy, GradientPlan* plan)
-      : problem_(problem), policy_(policy), plan_(*plan) {}
+  Planner(const MatMulProblem& problem, const GradientPolicy& policy, const GatherCosts& costs,
+          GradientPlan* plan)
+      : problem_(problem), policy_(policy), costs_(costs), plan_(*plan) {}
 
   // All rows of Y.
   void AddWhole(Product product, const OperandRegion& region, GradientProducts* gradient) {
@@ -96,10 +89,10 @@ class Planner {
     const double flops = product.Flops(false);
     const double rows = policy_.rows.total();
     const double active = policy_.rows.num_active;
-    const double cost = active / rows * flops + active * kFlopsPerGatheredRow +
-                        active * (problem_.n + problem_.k) * kFlopsPerGatheredElement +
-                        (of_a ? rows * problem_.k * kFlopsPerZero : 0) +
-                        CountSeparate(product, of_a) * kFlopsPerProduct;
+    const double cost = active / rows * flops + active * costs_.row +
+                        active * (problem_.n + problem_.k) * costs_.element +
+                        (of_a ? rows * problem_.k * costs_.zero : 0) +
+                        CountSeparate(product, of_a) * costs_.product;
     return cost < flops;
   }
 
@@ -231,6 +224,7 @@ class Planner {
 
   const MatMulProblem& problem_;
   const GradientPolicy& policy_;
+  const GatherCosts& costs_;
   GradientPlan& plan_;
 };
 
@@ -262,7 +256,7 @@ GradientPlan MakePlan(const MatMulProblem* problem, Activation activation,
 
   if (runs_a || runs_b) {
     const MatMulProblem& p = *problem;
-    Planner planner(p, policy, &plan);
+    Planner planner(p, policy, abilities.gather_costs, &plan);
     struct Operand {
       bool of_a;
       OperandRegion region;

@@ -1,5 +1,6 @@
 #include "cuda/cublas_lt.h"
 
+#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 #include <link.h>
 
@@ -7,15 +8,23 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 namespace stopgrad::cuda {
 
 namespace {
 
-// Newest first.
-constexpr const char* kNames[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
-// Where NVIDIA's Python packages put it, from the folder that holds all packages.
-constexpr const char* kPackageFolders[] = {"nvidia/cu13/lib", "nvidia/cublas/lib"};
+// The file's name, and where NVIDIA's Python packages put it, from the folder that holds all
+// packages. Newest first.
+struct Release {
+  int cuda;
+  const char* name;
+  const char* folder;
+};
+constexpr Release kReleases[] = {
+    {13, "libcublasLt.so.13", "nvidia/cu13/lib"},
+    {12, "libcublasLt.so.12", "nvidia/cublas/lib"},
+};
 
 // The folder that holds the packages of the Python environment that this library is in.
 std::string PackagesFolder() {
@@ -45,22 +54,30 @@ Status OpenFile(void** library) {
     if (error != nullptr && flags == 0) complaint = error;
     return false;
   };
-  for (const char* name : kNames) {
-    if (open(name, RTLD_NOLOAD)) return Status();
+  // What is newer than the driver could not run.
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  std::vector<const Release*> releases;
+  for (const Release& release : kReleases) {
+    if (driver == 0 || release.cuda <= driver / 1000) releases.push_back(&release);
   }
-  for (const char* name : kNames) {
-    if (open(name, 0)) return Status();
+  for (const Release* release : releases) {
+    if (open(release->name, RTLD_NOLOAD)) return Status();
   }
+  // Before the loader's: the other libraries of that package will want it in this process.
   const std::string packages = PackagesFolder();
-  for (const char* folder : kPackageFolders) {
-    for (const char* name : kNames) {
-      const std::string path = packages + "/" + folder + "/" + name;
-      if (!packages.empty() && open(path, 0)) return Status();
-    }
+  for (const Release* release : releases) {
+    const std::string path = packages + "/" + release->folder + "/" + release->name;
+    if (!packages.empty() && open(path, 0)) return Status();
   }
+  for (const Release* release : releases) {
+    if (open(release->name, 0)) return Status();
+  }
+  const char* const package =
+      driver == 0 || driver >= 13000 ? "nvidia-cublas" : "nvidia-cublas-cu12";
   return Status(StatusCode::kUnavailable,
                 "products on a GPU need cublasLt 12 or 13, and there is none (" + complaint +
-                    "). Type: pip install nvidia-cublas, or set STOPGRAD_CUBLASLT to the file");
+                    "). Type: pip install " + package + ", or set STOPGRAD_CUBLASLT to the file");
 }
 
 std::string PathOf(void* library) {
@@ -112,9 +129,13 @@ Status Open(CublasLt* lt) {
 
 Status CublasLt::ToStatus(cublasStatus_t status, const char* call) const {
   if (status == CUBLAS_STATUS_SUCCESS) return Status();
-  const StatusCode code = status == CUBLAS_STATUS_ALLOC_FAILED    ? StatusCode::kResourceExhausted
-                          : status == CUBLAS_STATUS_NOT_SUPPORTED ? StatusCode::kUnavailable
-                                                                  : StatusCode::kInternal;
+  // What an algorithm that it proposed itself may turn out to be.
+  const bool cannot = status == CUBLAS_STATUS_NOT_SUPPORTED ||
+                      status == CUBLAS_STATUS_ARCH_MISMATCH ||
+                      status == CUBLAS_STATUS_INVALID_VALUE;
+  const StatusCode code = status == CUBLAS_STATUS_ALLOC_FAILED ? StatusCode::kResourceExhausted
+                          : cannot                             ? StatusCode::kUnavailable
+                                                               : StatusCode::kInternal;
   return Status(code, std::string(call) + ": " + GetStatusName(status));
 }
 

@@ -38,7 +38,8 @@ Status Forward(const MatMulProblem& problem, const Product& product, Activation 
   epilogue.activation = activation;
   epilogue.bias = tensors.bias;
   epilogue.z = tensors.z;
-  return Enqueue(problem.dtype, product, 1, tensors.a, tensors.b, tensors.y, epilogue, device);
+  return Enqueue(problem.dtype, product, 1, tensors.a, tensors.b, tensors.y, epilogue,
+                 /*repeats=*/true, device);
 }
 
 // What the pass needs of the row weights, on the device.
@@ -67,7 +68,7 @@ Status UploadRows(const RowWeights& rows, bool compacts, int64_t cols, Device& d
 bool ProductSumsBias(const GradientPlan& plan, const GradientPolicy& policy, int64_t rows,
                      int64_t cols) {
   if (!plan.sums_bias || plan.writes_dz || policy.rows.given) return false;
-  if (!policy.regions.bias.all() || policy.scales.bias != 1) return false;
+  if (!policy.regions.bias.all() || policy.scales.bias != 1 || policy.scales.b != 1) return false;
   if (plan.b.products.size() != 1) return false;
   const Product& product = plan.b.products.front();
   return product.k == rows && product.n == cols && CanSumColumns(product);
@@ -129,7 +130,9 @@ Status Backward(DType dtype, int64_t rows, int64_t cols, const MatMulProblem* pr
     }
     for (const Product& product : gradient.products) {
       if (!status.ok()) break;
-      status = Enqueue(dtype, product, gradient.alpha, a, b, result, epilogue, device);
+      // The active rows, of which the products are made, are others in the next step.
+      status = Enqueue(dtype, product, gradient.alpha, a, b, result, epilogue,
+                       /*repeats=*/!policy.rows.given, device);
     }
     return status;
   };
@@ -185,6 +188,7 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
   }
   ProductAbilities abilities;
   abilities.mask_dz = false;  // cublasLt reads what is in memory
+  abilities.gather_costs = device.gather_costs();
   const GradientPlan plan = MakePlan(problem, activation, needs, policy, abilities);
   const Range range("backward", rows, cols, problem != nullptr ? problem->k : 0);
   const Status status =

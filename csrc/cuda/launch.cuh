@@ -30,6 +30,10 @@ inline dim3 BlockOver(int64_t width) {
 }
 
 #ifdef __CUDACC__
+#if CUDART_VERSION / 1000 != __CUDACC_VER_MAJOR__
+#error "the headers of the CUDA runtime are of another release than nvcc"
+#endif
+
 template <typename Kernel>
 __global__ void __launch_bounds__(kThreads) Run(const Kernel kernel) {
   kernel();

@@ -8,7 +8,9 @@
 
 namespace stopgrad::cuda {
 
-// What there is to run on. Text is empty where there is nothing, and then `..._missing` says why.
+// What there is to run on, found without touching a device. Text is empty where there is nothing,
+// and
+// `..._missing` says why the kernels cannot run.
 struct LibraryInfo {
   std::vector<std::string> devices;
   std::string devices_missing;
@@ -18,6 +20,9 @@ struct LibraryInfo {
   std::string cublas_lt_missing;
 };
 STOPGRAD_EXPORT LibraryInfo GetLibraryInfo();
+
+// The CUDA version that the driver knows, without initializing it; 0 where there is none.
+STOPGRAD_EXPORT int GetDriver();
 
 }  // namespace stopgrad::cuda
 

@@ -26,7 +26,17 @@ namespace stopgrad::cuda {
 namespace {
 
 constexpr int kMostCandidates = 8;
-constexpr std::chrono::milliseconds kTimeToChoose(40);
+constexpr double kMillisecondsToChoose = 40;
+// A candidate is run for this long, in one go, so that the clock does not see the host's part; one
+// that takes longer anyway, once.
+constexpr double kMillisecondsPerCandidate = 0.2;
+// Of products that differ in nothing but their sizes, as many are timed. Where sizes go on
+// changing, timing would never end; then cublasLt's first proposal runs.
+constexpr int kMostTimedSizes = 16;
+// When there are more choices, all are forgotten.
+constexpr size_t kMostChoices = 4096;
+// What cublasLt prefers; what is aligned less may have fewer algorithms.
+constexpr int64_t kBestAlignment = 256;
 
 // The types of a dtype's matrices, sums and alpha.
 struct Types {
@@ -83,7 +93,7 @@ struct Key {
 // In bytes, as far as an algorithm can profit from it.
 int64_t Alignment(const void* pointer) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
-  return address == 0 ? 0 : std::min<int64_t>(16, address & -address);
+  return address == 0 ? 0 : std::min<int64_t>(kBestAlignment, address & -address);
 }
 
 const void* BiasOf(const MatmulEpilogue& epilogue) {
@@ -118,6 +128,12 @@ Key KeyOf(const Matmul& m, const MatmulEpilogue& epilogue, const DeviceKind& kin
           kind.name};
 }
 
+// The same problem in any size.
+Key FamilyOf(Key key) {
+  for (int size : {3, 4, 5, 6, 8, 9, 12, 13, 15, 16, 20}) key.numbers[size] = 0;
+  return key;
+}
+
 // --- A choice ----------------------------------------------------------------------------------
 template <typename Object>
 using Owned = std::unique_ptr<std::remove_pointer_t<Object>, cublasStatus_t (*)(Object)>;
@@ -147,7 +163,9 @@ struct Cache {
   std::mutex mutex;
   std::map<Key, std::shared_ptr<Choice>> choices;
   std::map<Key, SavedChoice> saved;
+  std::map<Key, int> timed_sizes;  // of each family
   int64_t num_timed = 0;
+  std::mutex timing;  // held by the one thread that may time
 };
 
 Cache& TheCache() {
@@ -170,15 +188,21 @@ class Runner {
 
   // The choice by the clock, or without it cublasLt's first proposal, fused if there is one.
   Status Choose(bool timed, std::shared_ptr<Choice>* choice) {
-    std::vector<std::shared_ptr<Choice>> candidates;
+    std::vector<std::shared_ptr<Choice>> fused, separate, candidates;
     Status status;
     if (epilogue_.fused != CUBLASLT_EPILOGUE_DEFAULT) {
-      status = Propose(/*fused=*/true, timed ? kMostCandidates : 1, &candidates);
+      status = Propose(/*fused=*/true, timed ? kMostCandidates : 1, &fused);
       if (!status.ok()) return status;
     }
-    if (timed || candidates.empty()) {
-      status = Propose(/*fused=*/false, timed ? kMostCandidates : 1, &candidates);
+    if (timed || fused.empty()) {
+      status = Propose(/*fused=*/false, timed ? kMostCandidates : 1, &separate);
       if (!status.ok()) return status;
+    }
+    // The best of both ways come first: there may be no time for all.
+    for (int i = 0; i < kMostCandidates; ++i) {
+      for (const auto* proposals : {&fused, &separate}) {
+        if (i < static_cast<int>(proposals->size())) candidates.push_back((*proposals)[i]);
+      }
     }
     if (candidates.empty()) {
       return Status(StatusCode::kInternal, "cublasLtMatmulAlgoGetHeuristic: no algorithm");
@@ -326,62 +350,69 @@ class Runner {
     return status;
   }
 
-  // Scratch memory in the place of the results, aligned as they are.
-  Status Scratch(const void* live, int64_t elements, void** scratch) {
-    if (live == nullptr) return Status();
-    constexpr int64_t kRoom = 16;
-    const int64_t bytes = elements * SizeOf(matmul_.dtype) + kRoom;
-    void* const memory = device_.Allocate(bytes);
-    if (memory == nullptr) return OutOfMemory("a product's timing", bytes);
-    *scratch = static_cast<char*>(memory) + Alignment(live) % kRoom;
-    return Status();
+  // Scratch memory in the place of the results, aligned as they are. There may be none.
+  void* Scratch(const void* live, int64_t elements) {
+    const int64_t bytes = elements * SizeOf(matmul_.dtype) + kBestAlignment;
+    void* const memory = device_.TryAllocate(bytes);
+    if (memory == nullptr) return nullptr;
+    return static_cast<char*>(memory) + Alignment(live) % kBestAlignment;
   }
 
+  // Leaves the choice as it is where there is no memory for all that is timed: a product that fits
+  // runs, even where its rivals do not fit beside it.
   Status ChooseByTime(const std::vector<std::shared_ptr<Choice>>& candidates,
                       std::shared_ptr<Choice>* choice) {
     const Matmul& m = matmul_;
-    const int64_t d_elements = (m.batch - 1) * m.stride_d + (m.n - 1) * m.ldd + m.m;
-    const int64_t aux_elements =
-        (m.batch - 1) * std::max(m.stride_d, epilogue_.aux_stride) + (m.n - 1) * m.ldd + m.m;
+    const int64_t stride = std::max(m.stride_d, epilogue_.aux_stride);
+    const int64_t elements = (m.batch - 1) * stride + (m.n - 1) * m.ldd + m.m;
     size_t workspace_bytes = 0;
     for (const auto& candidate : candidates) {
       workspace_bytes = std::max(workspace_bytes, candidate->workspace_bytes);
     }
     MatmulOutputs outputs;
-    Status status = Scratch(m.d, d_elements, &outputs.d);
-    if (status.ok()) status = Scratch(epilogue_.aux, aux_elements, &outputs.aux);
-    if (status.ok()) {
-      status = Scratch(epilogue_.bias_gradient, std::max(m.m, m.n), &outputs.bias);
+    const auto scratch = [&](const void* live, int64_t elements, void** memory) {
+      if (live != nullptr) *memory = Scratch(live, elements);
+      return live == nullptr || *memory != nullptr;
+    };
+    if (!scratch(m.d, elements, &outputs.d) || !scratch(epilogue_.aux, elements, &outputs.aux) ||
+        !scratch(epilogue_.bias_gradient, std::max(m.m, m.n), &outputs.bias)) {
+      return Status();
     }
     void* workspace = nullptr;
-    if (status.ok() && workspace_bytes > 0) {
-      workspace = device_.Allocate(workspace_bytes);
-      if (workspace == nullptr) status = OutOfMemory("cublasLt's workspace", workspace_bytes);
+    if (workspace_bytes > 0) {
+      workspace = device_.TryAllocate(workspace_bytes);
+      if (workspace == nullptr) return Status();
     }
-    // A product that fits runs, even where its rivals do not fit beside it.
-    if (status.code() == StatusCode::kResourceExhausted) return Status();
-    if (!status.ok()) return status;
-
+    // What others have enqueued is not to be timed, nor taken for the time that this may take.
+    Status status = ToStatus(cudaStreamSynchronize(device_.stream()), "cudaStreamSynchronize");
     cudaEvent_t begin = nullptr, end = nullptr;
-    status = ToStatus(cudaEventCreate(&begin), "cudaEventCreate");
+    if (status.ok()) status = ToStatus(cudaEventCreate(&begin), "cudaEventCreate");
     if (status.ok()) status = ToStatus(cudaEventCreate(&end), "cudaEventCreate");
     const auto started = std::chrono::steady_clock::now();
+    const auto milliseconds_left = [&] {
+      const std::chrono::duration<double, std::milli> gone =
+          std::chrono::steady_clock::now() - started;
+      return kMillisecondsToChoose - gone.count();
+    };
     float best = 0;
-    bool any = false;
     for (const auto& candidate : candidates) {
-      if (!status.ok() || std::chrono::steady_clock::now() - started > kTimeToChoose) break;
+      if (!status.ok() || milliseconds_left() < 2 * best) break;
+      // The first run also loads the kernel; cublasLt may find only now that it cannot run it.
       float milliseconds = 0;
-      // Once to load the kernel; cublasLt may find only now that it cannot run it.
-      status = Run(*candidate, outputs, workspace);
-      if (status.code() == StatusCode::kUnavailable) {
+      status = Time(*candidate, 1, outputs, workspace, begin, end, &milliseconds);
+      if (status.code() == StatusCode::kUnavailable ||
+          status.code() == StatusCode::kResourceExhausted) {
         status = Status();
         continue;
       }
-      if (status.ok()) status = Time(*candidate, outputs, workspace, begin, end, &milliseconds);
-      if (status.ok() && (!any || milliseconds < best)) {
+      const double share = kMillisecondsPerCandidate / std::max(milliseconds, 1e-3f);
+      if (status.ok() && milliseconds < milliseconds_left()) {
+        const int runs = static_cast<int>(std::clamp(share, 1.0, 20.0));
+        status = Time(*candidate, runs, outputs, workspace, begin, end, &milliseconds);
+      }
+      if (status.ok() && (best == 0 || milliseconds < best)) {
         best = milliseconds;
         *choice = candidate;
-        any = true;
       }
     }
     if (begin != nullptr) cudaEventDestroy(begin);
@@ -389,15 +420,17 @@ class Runner {
     return status;
   }
 
-  Status Time(Choice& candidate, const MatmulOutputs& outputs, void* workspace, cudaEvent_t begin,
-              cudaEvent_t end, float* milliseconds) {
+  // The time of one of several runs.
+  Status Time(Choice& candidate, int runs, const MatmulOutputs& outputs, void* workspace,
+              cudaEvent_t begin, cudaEvent_t end, float* milliseconds) {
     const cudaStream_t stream = device_.stream();
     Status status = ToStatus(cudaEventRecord(begin, stream), "cudaEventRecord");
-    if (status.ok()) status = Run(candidate, outputs, workspace);
+    for (int i = 0; i < runs && status.ok(); ++i) status = Run(candidate, outputs, workspace);
     if (status.ok()) status = ToStatus(cudaEventRecord(end, stream), "cudaEventRecord");
     if (status.ok()) status = ToStatus(cudaEventSynchronize(end), "cudaEventSynchronize");
     if (status.ok()) {
       status = ToStatus(cudaEventElapsedTime(milliseconds, begin, end), "cudaEventElapsedTime");
+      *milliseconds /= static_cast<float>(runs);
     }
     return status;
   }
@@ -413,27 +446,38 @@ class Runner {
 
 Status FindChoice(Runner& runner, const Key& key, bool timed, std::shared_ptr<Choice>* choice) {
   Cache& cache = TheCache();
+  const auto find = [&] {
+    const auto found = cache.choices.find(key);
+    if (found != cache.choices.end()) *choice = found->second;
+    return *choice != nullptr;
+  };
   std::optional<SavedChoice> saved;
   {
     std::lock_guard<std::mutex> lock(cache.mutex);
-    const auto found = cache.choices.find(key);
-    if (found != cache.choices.end()) {
-      *choice = found->second;
-      return Status();
-    }
+    if (find()) return Status();
     const auto in_file = cache.saved.find(key);
     if (in_file != cache.saved.end()) saved = in_file->second;
   }
-  // Not under the lock: another thread may choose for the same problem meanwhile; the first one
-  // wins.
   if (saved) *choice = runner.Restore(*saved);
-  bool was_timed = false;
   if (*choice == nullptr) {
+    // Two at once would time each other.
+    std::unique_lock<std::mutex> timing(cache.timing, std::defer_lock);
+    if (timed) timing.lock();
+    {
+      std::lock_guard<std::mutex> lock(cache.mutex);
+      if (find()) return Status();  // somebody else's, while this one waited
+      timed = timed && cache.timed_sizes[FamilyOf(key)] < kMostTimedSizes;
+    }
     if (Status status = runner.Choose(timed, choice); !status.ok()) return status;
-    was_timed = timed;
+  } else {
+    timed = false;
   }
   std::lock_guard<std::mutex> lock(cache.mutex);
-  cache.num_timed += was_timed;
+  if (timed) {
+    ++cache.num_timed;
+    ++cache.timed_sizes[FamilyOf(key)];
+  }
+  if (cache.choices.size() >= kMostChoices) cache.choices.clear();
   *choice = cache.choices.emplace(key, *choice).first->second;
   return Status();
 }
@@ -466,7 +510,7 @@ Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& dev
     if (found != cache.choices.end()) choice = found->second;
   }
   if (choice == nullptr) {
-    const bool timed = !is_capturing && !device.deterministic();
+    const bool timed = !is_capturing && !device.deterministic() && matmul.repeats;
     status = FindChoice(runner, key(timed), timed, &choice);
     if (!status.ok()) return status;
   }
@@ -542,6 +586,7 @@ void ForgetChoices() {
   std::lock_guard<std::mutex> lock(cache.mutex);
   cache.choices.clear();
   cache.saved.clear();
+  cache.timed_sizes.clear();
   cache.num_timed = 0;
 }
 

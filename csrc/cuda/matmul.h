@@ -36,6 +36,7 @@ struct Matmul {
   void* d = nullptr;
   int64_t ldd = 0;
   int64_t stride_d = 0;
+  bool repeats = true;  // false where the sizes come from numbers, and will be others the next time
 };
 
 // What else is to be done with D, or with a factor, and where the results go.
@@ -59,7 +60,8 @@ struct MatmulEpilogue {
 // Enqueues the product by the algorithm that was fastest when a product like it first ran. The
 // candidates, cublasLt's best eight fused and unfused, are then timed, which waits for the device,
 // takes less than 50 ms and writes to scratch memory only. Nothing is timed where results must not
-// depend on it or the stream is being captured: then cublasLt's first proposal runs.
+// depend on it, the stream is being captured, the sizes do not repeat, or many others were timed
+// before: then cublasLt's first proposal runs.
 Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& device);
 
 // Writes the choices made so far to a file, or adds those of a file, so that a process need not

@@ -112,8 +112,8 @@ bool AsFactor(const MatrixView& view, int64_t rows, int64_t cols, bool transpose
 // --- Copies of what it does not take -----------------------------------------------------------
 class ProductRunner {
  public:
-  ProductRunner(DType dtype, double alpha, const Epilogue& epilogue, Device& device)
-      : dtype_(dtype), alpha_(alpha), epilogue_(epilogue), device_(device) {}
+  ProductRunner(DType dtype, double alpha, const Epilogue& epilogue, bool repeats, Device& device)
+      : dtype_(dtype), alpha_(alpha), epilogue_(epilogue), repeats_(repeats), device_(device) {}
 
   Status Run(Product product, const void* a, const void* b, void* c) {
     Status status = FoldSums(&product, &a, &b);
@@ -314,6 +314,7 @@ class ProductRunner {
     matmul.n = product.m;
     matmul.k = product.k;
     matmul.alpha = alpha_;
+    matmul.repeats = repeats_;
     if (!AsFactor(product.b, product.k, product.n, /*transpose=*/true, &matmul.a) ||
         !AsFactor(product.a, product.m, product.k, /*transpose=*/true, &matmul.b)) {
       return Status(StatusCode::kInternal, "a factor's copy is not dense");
@@ -385,8 +386,8 @@ class ProductRunner {
     return result;
   }
 
-  // cublasLt's gelu is the tanh form. Its auxiliary output is z for that one alone, and has rows of
-  // a multiple of 8.
+  // cublasLt's gelu is the tanh form, by an approximation that is good enough for 16 bits. Its
+  // auxiliary output is z for that one alone, and has rows of a multiple of 8.
   cublasLtEpilogue_t FusedEpilogue(const Matmul& matmul) const {
     struct Row {
       Activation activation;
@@ -404,6 +405,9 @@ class ProductRunner {
         {Activation::kGeluTanh, true, true, CUBLASLT_EPILOGUE_GELU_AUX_BIAS},
     };
     const Epilogue& e = epilogue_;
+    if (e.activation == Activation::kGeluTanh && SizeOf(dtype_) != 2) {
+      return CUBLASLT_EPILOGUE_DEFAULT;
+    }
     if (e.z != nullptr && (matmul.ldd % 8 != 0 || matmul.stride_d % 8 != 0)) {
       return CUBLASLT_EPILOGUE_DEFAULT;
     }
@@ -419,6 +423,7 @@ class ProductRunner {
   DType dtype_;
   double alpha_;
   Epilogue epilogue_;
+  bool repeats_;
   Device& device_;
   bool sums_first_ = false;  // B is the first factor now, of the transposed product
 };
@@ -444,12 +449,12 @@ bool CanSumColumns(const Product& product) {
 }
 
 Status Enqueue(DType dtype, const Product& product, double alpha, const void* a, const void* b,
-               void* c, const Epilogue& epilogue, Device& device) {
+               void* c, const Epilogue& epilogue, bool repeats, Device& device) {
   if (product.m == 0 || product.n == 0 || product.outputs() == 0) return Status();
   if (product.k == 0 || product.terms() == 0) {
     return EnqueueEmpty(dtype, product, c, epilogue, device);
   }
-  return ProductRunner(dtype, alpha, epilogue, device).Run(product, a, b, c);
+  return ProductRunner(dtype, alpha, epilogue, repeats, device).Run(product, a, b, c);
 }
 
 }  // namespace stopgrad::cuda

@@ -26,11 +26,12 @@ struct Epilogue {
 // Whether a product, simplified, can sum its second factor's columns on the way.
 bool CanSumColumns(const Product& product);
 
-// Enqueues C = alpha A B for a product that is simplified, and its epilogue. Every element of C is
-// written. Views that cublasLt does not know, by lists or conjugated but not transposed, are copied
-// to where they are dense; batch dimensions that sum become part of k likewise.
+// Enqueues C = alpha A B for a product that is simplified, and its epilogue. `repeats`: products of
+// these sizes will come again. Every element of C is written. Views that cublasLt does not know, by
+// lists or conjugated but not transposed, are copied to where they are dense; batch dimensions that
+// sum become part of k likewise.
 Status Enqueue(DType dtype, const Product& product, double alpha, const void* a, const void* b,
-               void* c, const Epilogue& epilogue, Device& device);
+               void* c, const Epilogue& epilogue, bool repeats, Device& device);
 
 }  // namespace stopgrad::cuda
 

@@ -3,6 +3,9 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <limits>
+#include <map>
+#include <mutex>
 #include <tuple>
 #include <utility>
 
@@ -51,7 +54,16 @@ void RequireDense(const char* name, bool dense) {
                         "contiguous() make it");
 }
 
-Input FromInterface(const char* name, const py::dict& interface) {
+// A stream as both protocols number it: 1 is the default one.
+uintptr_t NumberOf(cudaStream_t stream) {
+  const auto number = reinterpret_cast<uintptr_t>(stream);
+  return number == 0 ? 1 : number;
+}
+cudaStream_t StreamOf(uintptr_t number) {
+  return number == 1 ? nullptr : reinterpret_cast<cudaStream_t>(number);
+}
+
+Input FromInterface(const char* name, const py::dict& interface, cudaStream_t stream) {
   Input input;
   input.given = true;
   input.shape = py::cast<Shape>(interface["shape"]);
@@ -59,6 +71,10 @@ Input FromInterface(const char* name, const py::dict& interface) {
   input.dtype = ParseDType(name, py::cast<std::string>(dtype.attr("name")));
   input.data =
       reinterpret_cast<const void*>(py::cast<uintptr_t>(py::cast<py::tuple>(interface["data"])[0]));
+  if (interface.contains("stream") && !interface["stream"].is_none()) {
+    const cudaStream_t producer = StreamOf(py::cast<uintptr_t>(interface["stream"]));
+    ThrowIfError(WaitFor(producer, stream));
+  }
   const py::object strides =
       interface.contains("strides") ? py::object(interface["strides"]) : py::none();
   if (!strides.is_none()) {
@@ -69,9 +85,9 @@ Input FromInterface(const char* name, const py::dict& interface) {
   return input;
 }
 
-Input FromDLPack(const char* name, const py::object& array, py::object* held) {
-  // Stream -1: nobody waits for anybody. Both sides enqueue on the stream that the caller passes.
-  const py::capsule capsule = array.attr("__dlpack__")(py::arg("stream") = -1);
+// The producer makes the stream wait for what it has enqueued elsewhere.
+Input FromDLPack(const char* name, const py::object& array, cudaStream_t stream, py::object* held) {
+  const py::capsule capsule = array.attr("__dlpack__")(py::arg("stream") = NumberOf(stream));
   auto* const managed =
       static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   if (managed == nullptr) throw py::error_already_set();
@@ -101,15 +117,44 @@ CurrentDeviceGuard::CurrentDeviceGuard(int device) {
 }
 CurrentDeviceGuard::~CurrentDeviceGuard() { cudaSetDevice(before_); }
 
-DeviceArray::DeviceArray(const Shape& shape, DType dtype, int device, cudaStream_t stream)
-    : shape_(shape), dtype_(dtype), device_(device), stream_(stream) {
+// Freed on the stream that it was made on, after all that was enqueued there. Where others have
+// read it too, after all that the device has to do.
+struct DeviceArray::Memory {
+  void* data = nullptr;
+  int device = 0;
+  py::object stream_object;
+  cudaStream_t stream = nullptr;
+  bool is_shared = false;
+
+  ~Memory() {
+    int before = 0;
+    cudaGetDevice(&before);
+    cudaSetDevice(device);
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    cudaStreamIsCapturing(stream, &capture);
+    // While a graph is captured nobody may wait, and its launches keep the order.
+    if (is_shared && capture == cudaStreamCaptureStatusNone) cudaDeviceSynchronize();
+    if (data != nullptr) cudaFreeAsync(data, stream);
+    cudaSetDevice(before);
+    // A library that took the array may let go of it in any thread.
+    const py::gil_scoped_acquire acquire;
+    stream_object = py::object();
+  }
+};
+
+DeviceArray::DeviceArray(const Shape& shape, DType dtype, int device, const py::object& stream)
+    : shape_(shape), dtype_(dtype), device_(device), memory_(std::make_shared<Memory>()) {
   const CurrentDeviceGuard guard(device);
-  void* memory = nullptr;
-  Check(cudaMallocAsync(&memory, std::max<int64_t>(1, bytes()), stream), "cudaMallocAsync");
-  memory_ = std::shared_ptr<void>(memory, [stream](void* data) { cudaFreeAsync(data, stream); });
+  memory_->device = device;
+  memory_->stream_object = stream;
+  memory_->stream = ParseStream(stream);
+  ThrowIfError(AllocateOnStream(bytes(), device, memory_->stream, &memory_->data));
 }
 
-DeviceArray DeviceArray::FromNumPy(const py::array& array, py::object stream) {
+void* DeviceArray::data() const { return memory_->data; }
+cudaStream_t DeviceArray::stream() const { return memory_->stream; }
+
+DeviceArray DeviceArray::FromNumPy(const py::array& array, const py::object& stream) {
   const py::object native = array.dtype().attr("newbyteorder")("=");
   const py::array dense =
       py::cast<py::array>(py::module_::import("numpy").attr("ascontiguousarray")(array, native));
@@ -117,21 +162,63 @@ DeviceArray DeviceArray::FromNumPy(const py::array& array, py::object stream) {
   const DType dtype = ParseDType("array", py::cast<std::string>(array.dtype().attr("name")));
   int device = 0;
   Check(cudaGetDevice(&device), "cudaGetDevice");
-  DeviceArray result(shape, dtype, device, ParseStream(stream));
+  DeviceArray result(shape, dtype, device, stream);
   Check(cudaMemcpyAsync(result.data(), dense.data(), result.bytes(), cudaMemcpyHostToDevice,
-                        result.stream_),
+                        result.stream()),
         "cudaMemcpyAsync");
-  Check(cudaStreamSynchronize(result.stream_), "cudaStreamSynchronize");
+  Check(cudaStreamSynchronize(result.stream()), "cudaStreamSynchronize");
   return result;
 }
 
 py::array DeviceArray::ToNumPy() const {
   const CurrentDeviceGuard guard(device_);
   py::array array(NumPyDType(dtype_), shape_);
-  Check(cudaMemcpyAsync(array.mutable_data(), data(), bytes(), cudaMemcpyDeviceToHost, stream_),
+  Check(cudaMemcpyAsync(array.mutable_data(), data(), bytes(), cudaMemcpyDeviceToHost, stream()),
         "cudaMemcpyAsync");
-  Check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  Check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
   return array;
+}
+
+DeviceArray DeviceArray::Copy() const {
+  const CurrentDeviceGuard guard(device_);
+  DeviceArray copy(shape_, dtype_, device_, memory_->stream_object);
+  Check(cudaMemcpyAsync(copy.data(), data(), bytes(), cudaMemcpyDeviceToDevice, stream()),
+        "cudaMemcpyAsync");
+  return copy;
+}
+
+Status AllocateOnStream(size_t bytes, int device, cudaStream_t stream, void** memory) {
+  static std::mutex mutex;
+  static auto* pools = new std::map<int, cudaMemPool_t>;
+  std::lock_guard<std::mutex> lock(mutex);
+  cudaMemPool_t& pool = (*pools)[device];
+  if (pool == nullptr) {
+    cudaMemPoolProps properties{};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location.type = cudaMemLocationTypeDevice;
+    properties.location.id = device;
+    Status status = cuda::ToStatus(cudaMemPoolCreate(&pool, &properties), "cudaMemPoolCreate");
+    if (!status.ok()) return status;
+    uint64_t keep = std::numeric_limits<uint64_t>::max();
+    status = cuda::ToStatus(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep),
+                            "cudaMemPoolSetAttribute");
+    if (!status.ok()) return status;
+  }
+  return cuda::ToStatus(cudaMallocFromPoolAsync(memory, std::max<size_t>(1, bytes), pool, stream),
+                        "cudaMallocFromPoolAsync");
+}
+
+Status WaitFor(cudaStream_t producer, cudaStream_t stream) {
+  if (producer == stream) return Status();
+  cudaEvent_t event = nullptr;
+  Status status = cuda::ToStatus(cudaEventCreateWithFlags(&event, cudaEventDisableTiming),
+                                 "cudaEventCreateWithFlags");
+  if (status.ok()) status = cuda::ToStatus(cudaEventRecord(event, producer), "cudaEventRecord");
+  if (status.ok()) {
+    status = cuda::ToStatus(cudaStreamWaitEvent(stream, event, 0), "cudaStreamWaitEvent");
+  }
+  if (event != nullptr) cudaEventDestroy(event);
+  return status;
 }
 
 py::dict DeviceArray::CudaArrayInterface() const {
@@ -143,19 +230,21 @@ py::dict DeviceArray::CudaArrayInterface() const {
   interface["typestr"] = NumPyDType(dtype_).attr("str");
   interface["data"] = py::make_tuple(reinterpret_cast<uintptr_t>(data()), false);
   interface["version"] = 3;
-  // 1 stands for the default stream there.
-  const auto stream = reinterpret_cast<uintptr_t>(stream_);
-  interface["stream"] = stream == 0 ? 1 : stream;
+  interface["stream"] = NumberOf(stream());
+  memory_->is_shared = true;
   return interface;
 }
 
-py::capsule DeviceArray::DLPack(const py::kwargs&) const {
+py::capsule DeviceArray::DLPack(const py::object& consumer, const py::kwargs&) const {
   const CurrentDeviceGuard guard(device_);
-  Check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  // None stands for the default stream, -1 for no waiting.
+  const auto number = consumer.is_none() ? 1 : py::cast<int64_t>(consumer);
+  if (number != -1) ThrowIfError(WaitFor(stream(), StreamOf(number)));
+  memory_->is_shared = true;
   struct Holder {
     DLManagedTensor managed;
     Shape shape;
-    std::shared_ptr<void> memory;
+    std::shared_ptr<Memory> memory;
   };
   auto* const holder = new Holder{{}, shape_, memory_};
   holder->managed.dl_tensor = {data(),
@@ -179,7 +268,12 @@ py::capsule DeviceArray::DLPack(const py::kwargs&) const {
 
 py::tuple DeviceArray::DLPackDevice() const { return py::make_tuple(kDLCUDA, device_); }
 
-Input DeviceArray::AsInput() const {
+Input DeviceArray::AsInput(cudaStream_t reader) const {
+  if (reader != stream()) {
+    const CurrentDeviceGuard guard(device_);
+    ThrowIfError(WaitFor(stream(), reader));
+    memory_->is_shared = true;
+  }
   Input input;
   input.given = true;
   input.data = data();
@@ -188,27 +282,28 @@ Input DeviceArray::AsInput() const {
   return input;
 }
 
-Input ReadDeviceArray(const char* name, const py::object& array, py::object* held, int* device) {
+Input ReadDeviceArray(const char* name, const py::object& array, cudaStream_t stream,
+                      py::object* held, int* device) {
   Input input;
   *held = array;
   if (py::isinstance<DeviceArray>(array)) {
     const auto& own = py::cast<const DeviceArray&>(array);
     *device = own.device();
-    return own.AsInput();
+    return own.AsInput(stream);
   }
-  // Before DLPack, since libraries give it for arrays in the host's memory too.
-  if (py::hasattr(array, "__cuda_array_interface__")) {
-    input = FromInterface(name, array.attr("__cuda_array_interface__"));
-  } else if (py::hasattr(array, "__dlpack__")) {
+  // DLPack first, which knows bfloat16.
+  if (py::hasattr(array, "__dlpack__")) {
     const auto [type, id] =
         py::cast<std::tuple<int32_t, int32_t>>(array.attr("__dlpack_device__")());
     if (type != kDLCUDA) {
       throw py::type_error(std::string("`") + name +
                            "` is not in a GPU's memory; to_device copies it there");
     }
-    input = FromDLPack(name, array, held);
     *device = id;
-    return input;
+    return FromDLPack(name, array, stream, held);
+  }
+  if (py::hasattr(array, "__cuda_array_interface__")) {
+    input = FromInterface(name, array.attr("__cuda_array_interface__"), stream);
   } else {
     throw py::type_error(std::string("`") + name + "` is a " +
                          py::cast<std::string>(py::type::of(array).attr("__name__")) +

@@ -18,34 +18,48 @@
 namespace stopgrad {
 namespace {
 
-// Memory of the CUDA runtime's own pool, on a stream.
+// Memory of this module's pool, on a stream.
 class StreamDevice : public Device {
  public:
-  StreamDevice(cudaStream_t stream, bool allows_tf32, bool deterministic)
-      : stream_(stream), allows_tf32_(allows_tf32), deterministic_(deterministic) {}
+  struct Settings {
+    cudaStream_t stream = nullptr;
+    bool allow_tf32 = false;
+    bool deterministic = false;
+    bool always_gather = false;
+  };
+
+  StreamDevice(const Settings& settings, int device) : settings_(settings), device_(device) {}
   ~StreamDevice() override {
-    for (void* block : blocks_) cudaFreeAsync(block, stream_);
+    for (void* block : blocks_) cudaFreeAsync(block, settings_.stream);
   }
 
-  cudaStream_t stream() const override { return stream_; }
-  bool allows_tf32() const override { return allows_tf32_; }
-  bool deterministic() const override { return deterministic_; }
+  cudaStream_t stream() const override { return settings_.stream; }
+  bool allows_tf32() const override { return settings_.allow_tf32; }
+  bool deterministic() const override { return settings_.deterministic; }
+  GatherCosts gather_costs() const override {
+    return settings_.always_gather ? GatherCosts{0, 0, 0, 0} : Device::gather_costs();
+  }
 
   void* Allocate(size_t bytes) override {
     void* block = nullptr;
-    if (cudaMallocAsync(&block, bytes, stream_) != cudaSuccess) {
-      cudaGetLastError();  // or it would be the next call's
+    const Status status = AllocateOnStream(bytes, device_, settings_.stream, &block);
+    if (!status.ok()) {
+      // That there is no memory, who asked for it says better.
+      if (status.code() != StatusCode::kResourceExhausted && error_.ok()) error_ = status;
       return nullptr;
     }
     blocks_.push_back(block);
     return block;
   }
 
+  // What came in the way of an allocation, if that was something else than a lack of memory.
+  Status Check(const Status& status) const { return error_.ok() ? status : error_; }
+
  private:
-  cudaStream_t stream_;
-  bool allows_tf32_;
-  bool deterministic_;
+  Settings settings_;
+  int device_;
   std::vector<void*> blocks_;
+  Status error_;
 };
 
 // Arrays in a GPU's memory.
@@ -53,16 +67,18 @@ class CudaBackend {
  public:
   explicit CudaBackend(const py::kwargs& settings) {
     py::dict left = py::cast<py::dict>(settings.attr("copy")());
-    stream_ = ParseStream(TakeSetting(left, "stream", py::object(py::none())));
-    allow_tf32_ = TakeSetting(left, "allow_tf32", false);
-    deterministic_ = TakeSetting(left, "deterministic", false);
+    stream_ = TakeSetting(left, "stream", py::object(py::none()));
+    settings_.stream = ParseStream(stream_);
+    settings_.allow_tf32 = TakeSetting(left, "allow_tf32", false);
+    settings_.deterministic = TakeSetting(left, "deterministic", false);
+    settings_.always_gather = TakeSetting(left, "always_gather", false);
     CheckNoSettingsLeft(left);
   }
 
   Input Read(const char* name, const py::object& array) {
     int device = 0;
     held_.emplace_back();
-    Input input = ReadDeviceArray(name, array, &held_.back(), &device);
+    Input input = ReadDeviceArray(name, array, settings_.stream, &held_.back(), &device);
     if (!device_) {
       device_ = device;
       dtype_ = input.dtype;
@@ -78,27 +94,27 @@ class CudaBackend {
     DeviceArray array(shape, dtype_, *device_, stream_);
     *data = array.data();
     if (poison) {
-      ThrowIfError(
-          cuda::ToStatus(cudaMemsetAsync(*data, 0xff, array.bytes(), stream_), "cudaMemsetAsync"));
+      ThrowIfError(cuda::ToStatus(cudaMemsetAsync(*data, 0xff, array.bytes(), settings_.stream),
+                                  "cudaMemsetAsync"));
     }
     return py::cast(std::move(array));
   }
 
   Status Forward(const ForwardCall& call, const ForwardTensors& tensors) {
-    StreamDevice device(stream_, allow_tf32_, deterministic_);
-    return cuda::FusedMatMul(call.problem, call.activation, tensors, device);
+    StreamDevice device(settings_, *device_);
+    return device.Check(cuda::FusedMatMul(call.problem, call.activation, tensors, device));
   }
 
   Status Backward(const GradientCall& call, const BackwardTensors& tensors) {
-    StreamDevice device(stream_, allow_tf32_, deterministic_);
-    return cuda::FusedMatMulGradient(call.dtype, call.rows, call.cols, call.problem_if_any(),
-                                     call.activation, call.policy, tensors, device);
+    StreamDevice device(settings_, *device_);
+    return device.Check(cuda::FusedMatMulGradient(call.dtype, call.rows, call.cols,
+                                                  call.problem_if_any(), call.activation,
+                                                  call.policy, tensors, device));
   }
 
  private:
-  cudaStream_t stream_ = nullptr;
-  bool allow_tf32_ = false;
-  bool deterministic_ = false;
+  py::object stream_;
+  StreamDevice::Settings settings_;
   std::vector<py::object> held_;
   std::optional<int> device_;
   std::optional<CurrentDeviceGuard> guard_;
@@ -126,10 +142,11 @@ void DefineCuda(py::module_& module) {
   py::class_<DeviceArray>(module, "DeviceArray", py::module_local(),
                           "A dense array in a GPU's memory.")
       .def("numpy", &DeviceArray::ToNumPy, "A copy in the host's memory.")
+      .def("copy", &DeviceArray::Copy, "A copy on the device, enqueued on the array's stream.")
       .def_property_readonly("shape", &DeviceArray::shape)
       .def_property_readonly("dtype", &DeviceArray::dtype)
       .def_property_readonly("__cuda_array_interface__", &DeviceArray::CudaArrayInterface)
-      .def("__dlpack__", &DeviceArray::DLPack)
+      .def("__dlpack__", &DeviceArray::DLPack, py::kw_only(), "stream"_a = py::none())
       .def("__dlpack_device__", &DeviceArray::DLPackDevice);
   module.def("to_device", &DeviceArray::FromNumPy, "array"_a, py::kw_only(),
              "stream"_a = py::none(), "A copy of an array in the current GPU's memory.");
@@ -145,6 +162,9 @@ void DefineCuda(py::module_& module) {
         ThrowIfError(status);
       },
       "stream"_a = py::none(), "Wait until all that is enqueued on a stream is done.");
+  module.def(
+      "driver", [] { return cuda::GetDriver(); },
+      "The CUDA version that the driver knows; 0 where there is none.");
   module.def("info", Info, "The devices, the driver and cublasLt, or why there are none.");
   module.def(
       "save_algorithms", [](const std::string& path) { ThrowIfError(cuda::SaveChoices(path)); },

@@ -30,13 +30,8 @@ class GpuBackend : public Device {
   }
 
   // The allocator hands memory on in the order of the stream.
-  void* Allocate(size_t bytes) override {
-    Tensor memory;
-    const TensorShape shape({static_cast<int64_t>(bytes)});
-    if (!context_->allocate_temp(tensorflow::DT_UINT8, shape, &memory).ok()) return nullptr;
-    temporaries_.push_back(memory);
-    return memory.data();
-  }
+  void* Allocate(size_t bytes) override { return Allocate(bytes, /*retry=*/true); }
+  void* TryAllocate(size_t bytes) override { return Allocate(bytes, /*retry=*/false); }
 
   bool allows_tf32() const override { return tensorflow::tensor_float_32_execution_enabled(); }
   bool deterministic() const override { return tensorflow::OpDeterminismRequired(); }
@@ -63,6 +58,22 @@ class GpuBackend : public Device {
   }
 
  private:
+  // TensorFlow tries again for ten seconds, and then prints what it has.
+  void* Allocate(size_t bytes, bool retry) {
+    Tensor memory;
+    const TensorShape shape({static_cast<int64_t>(bytes)});
+    const tensorflow::AllocationAttributes how(retry, /*allocation_will_be_logged=*/false,
+                                               /*freed_by_func=*/nullptr);
+    if (!context_
+             ->allocate_temp(tensorflow::DT_UINT8, shape, &memory,
+                             tensorflow::AllocatorAttributes(), how)
+             .ok()) {
+      return nullptr;
+    }
+    temporaries_.push_back(memory);
+    return memory.data();
+  }
+
   OpKernelContext* context_;
   std::vector<Tensor> temporaries_;
 };

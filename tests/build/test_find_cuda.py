@@ -21,7 +21,8 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def add(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o755)
+    path.write_text('#!/bin/sh\necho "Cuda compilation tools, release 13.0, V13.0.88"\n')
+    path.chmod(0o755)
     return path
 
 
@@ -29,7 +30,7 @@ def add(path: Path) -> Path:
 def test_machine_without_anything_says_what_to_type() -> None:
     described = find_cuda.describe()
     assert described["compiler"] is described["runtime_include"] is None
-    assert str(described["missing"]).startswith("there is no nvcc. Type: pip install 'nvidia-cuda-")
+    assert str(described["missing"]).startswith("there is no nvcc 12 or 13. Type: pip")
     assert described["headers_missing"] == (
         "there is no cublasLt.h. Type: pip install 'nvidia-cublas>=13,<14'"
     )
@@ -58,6 +59,14 @@ def test_toolkit_comes_before_packages(bare: Path, monkeypatch: pytest.MonkeyPat
     chosen = add(bare / "chosen" / "nvcc")
     monkeypatch.setenv("CUDACXX", str(chosen))
     assert find_cuda.find_compiler() == chosen
+
+
+def test_compiler_of_another_release_is_passed_over(bare: Path) -> None:
+    old = add(bare / "bin" / "nvcc")
+    old.write_text('#!/bin/sh\necho "Cuda compilation tools, release 11.5, V11.5.119"\n')
+    assert find_cuda.find_compiler() is None
+    nvcc = add(bare / "nvidia" / "cu13" / "bin" / "nvcc")
+    assert find_cuda.find_compiler() == nvcc
 
 
 def test_header_of_cublas_lt_comes_from_tensorflow(bare: Path) -> None:

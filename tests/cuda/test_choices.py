@@ -56,6 +56,27 @@ def test_nothing_is_timed_where_results_must_be_the_same_everywhere(
     assert cuda.num_timed() == 0
 
 
+def test_sizes_that_come_from_rows_are_not_timed(
+    cuda: ModuleType, arrays: tuple[Array, Array], rng: np.random.Generator
+) -> None:
+    """The next step has other rows, and so another size."""
+    dy = cuda.to_device(np.ones((24, 32), np.float32))
+    a, b = map(cuda.to_device, arrays)
+    for _ in range(3):
+        rows = rng.random(24) < 0.5
+        cuda.matmul_gradient(dy, a, b, needed=["a", "b"], rows=rows, always_gather=True)
+    assert cuda.num_timed() == 0
+
+
+def test_sizes_that_go_on_changing_are_not_timed_for_ever(cuda: ModuleType) -> None:
+    b = cuda.to_device(np.ones((4, 8), np.float32))
+    for rows in range(1, 31):
+        cuda.matmul(cuda.to_device(np.ones((8 * rows, 4), np.float32)), b)
+    assert cuda.num_timed() == 16
+    cuda.matmul(b, b, layout_b="transpose")  # another problem
+    assert cuda.num_timed() == 17
+
+
 def test_the_fastest_proposal_that_runs_is_chosen(
     emulated: ModuleType, cublas_lt: Any, arrays: tuple[Array, Array]
 ) -> None:

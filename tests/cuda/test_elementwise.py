@@ -118,7 +118,6 @@ def test_arrays_at_any_address(
 
     if dtype == "bfloat16":
         pytest.skip("the interface knows no bfloat16")
-    problem = Problem(a, b, bias)
     activation = "linear" if dtype in COMPLEX else "relu"
     problem = Problem(a, b, bias, activation=activation)
     y = cuda.matmul(*map(Shifted, (a, b, bias)), activation=activation, poison=True).numpy()

@@ -123,8 +123,25 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEve
   return cudaSuccess;
 }
 
-cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t) {
-  if (const cudaError_t error = ErrorOf("cudaMallocAsync"); error != cudaSuccess) return error;
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
+  return ErrorOf("cudaStreamWaitEvent");
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  return cudaEventCreate(event);
+}
+cudaError_t cudaDeviceSynchronize() { return ErrorOf("cudaDeviceSynchronize"); }
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
+  *pool = reinterpret_cast<cudaMemPool_t>(pool);
+  return ErrorOf("cudaMemPoolCreate");
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
+  return ErrorOf("cudaMemPoolSetAttribute");
+}
+
+cudaError_t cudaMallocFromPoolAsync(void** data, size_t bytes, cudaMemPool_t, cudaStream_t) {
+  if (const cudaError_t error = ErrorOf("cudaMallocFromPoolAsync"); error != cudaSuccess) {
+    return error;
+  }
   const size_t rounded = (bytes + 255) / 256 * 256;
   auto* const memory = static_cast<char*>(std::aligned_alloc(256, rounded + 2 * kGuard));
   if (memory == nullptr) return cudaErrorMemoryAllocation;
