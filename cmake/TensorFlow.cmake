@@ -32,16 +32,27 @@ message(STATUS "TensorFlow: ${TensorFlow_DISTRIBUTION} ${TensorFlow_VERSION}")
 
 # TensorFlow::xla adds its compiler, unless TensorFlow_XLA_MISSING says why that cannot be used.
 set(TensorFlow_XLA_MISSING "")
-if(NOT EXISTS "${stopgrad_include_dir}/external/llvm-project")
+# Of these, XLA's own headers include some without the folders in between.
+set(stopgrad_xla_include_dirs
+  "${stopgrad_include_dir}/external/highwayhash"
+  "${stopgrad_include_dir}/external/farmhash_archive/src")
+# A header that a wheel lacks stops the preprocessor, within seconds. Its words are wanted in English.
+list(TRANSFORM stopgrad_xla_include_dirs PREPEND "-I" OUTPUT_VARIABLE stopgrad_xla_flags)
+execute_process(
+  COMMAND "${CMAKE_COMMAND}" -E env LC_ALL=C "${CMAKE_CXX_COMPILER}" -E
+    "-std=c++${stopgrad_cxx_standard}" "-I${CMAKE_CURRENT_SOURCE_DIR}/csrc" ${stopgrad_xla_flags}
+    "-I${stopgrad_include_dir}" "${CMAKE_CURRENT_SOURCE_DIR}/csrc/xla/kernels.cc"
+  OUTPUT_QUIET ERROR_VARIABLE stopgrad_error RESULT_VARIABLE stopgrad_failed)
+if(stopgrad_failed)
+  if(NOT stopgrad_error MATCHES "fatal error: '?([^:']+)")
+    message(FATAL_ERROR "The headers of XLA cannot be read: ${stopgrad_error}")
+  endif()
   set(TensorFlow_XLA_MISSING
-    "the headers of ${TensorFlow_DISTRIBUTION} ${TensorFlow_VERSION} lack LLVM's, which XLA's include")
+    "the headers of ${TensorFlow_DISTRIBUTION} ${TensorFlow_VERSION} lack ${CMAKE_MATCH_1}, which XLA's include")
   message(STATUS "Without XLA (jit_compile=True): ${TensorFlow_XLA_MISSING}")
   return()
 endif()
 add_library(TensorFlow::xla SHARED IMPORTED)
 set_target_properties(TensorFlow::xla PROPERTIES IMPORTED_LOCATION "${stopgrad_cc_library}")
-# Of these, XLA's own headers include some without the folders in between.
-target_include_directories(TensorFlow::xla SYSTEM INTERFACE
-  "${stopgrad_include_dir}/external/highwayhash"
-  "${stopgrad_include_dir}/external/farmhash_archive/src")
+target_include_directories(TensorFlow::xla SYSTEM INTERFACE ${stopgrad_xla_include_dirs})
 target_link_libraries(TensorFlow::xla INTERFACE TensorFlow::framework)
