@@ -27,18 +27,25 @@ BUILD = ROOT / "build" / "emulated"
 CUBLAS_LT = BUILD / "libemulated_cublas_lt.so"
 
 
+def _program(name: str) -> str | None:
+    """Return the path of a program of this environment, activated or not, or of the system."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return shutil.which(name, path=path)
+
+
 @cache
 def _build() -> str:
     """Build it and return what went wrong."""
     BUILD.mkdir(parents=True, exist_ok=True)
     source = ROOT / "tests" / "cuda" / "emulation"
+    cmake = str(_program("cmake"))
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     python = f"-DPython_EXECUTABLE={sys.executable}"
     with (BUILD / "lock").open("w") as lock:  # several processes may run tests
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in (
-            ["cmake", "-S", source, "-B", BUILD, python, *generator],
-            ["cmake", "--build", BUILD, "--parallel", str(os.cpu_count())],
+            [cmake, "-S", source, "-B", BUILD, python, *generator],
+            [cmake, "--build", BUILD, "--parallel", str(os.cpu_count())],
         ):
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             if run.returncode != 0:
@@ -51,7 +58,7 @@ def load() -> ModuleType:
     """Return the module, or skip the test where it cannot be built."""
     if missing := find_cuda.describe()["headers_missing"]:
         pytest.skip(f"an emulated GPU needs CUDA's headers: {missing}")
-    if shutil.which("cmake") is None:
+    if _program("cmake") is None:
         pytest.skip("an emulated GPU needs cmake. Type: pip install cmake")
     if error := _build():
         pytest.fail(error)
