@@ -3,30 +3,27 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <thread>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "core/activation.h"
 #include "core/plan.h"
 #include "core/problem.h"
-#include "core/selection.h"
 #include "core/stats.h"
 #include "cpu/fused_matmul.h"
 #include "cpu/targets.h"
 #include "python/arguments.h"
 #include "python/cuda_module.h"
 #include "python/kernels.h"
+#include "python/stats.h"
 
 namespace stopgrad {
 namespace {
@@ -159,19 +156,6 @@ py::dict Activations() {
     table[row.name] = kSavedNames[static_cast<int>(row.saved)];
   }
   return table;
-}
-
-py::dict KernelStats() {
-  py::dict stats;
-  for (const auto& [name, pass] :
-       {std::pair("forward", Pass::kForward), std::pair("backward", Pass::kBackward)}) {
-    const PassStats counted = ReadStats(pass);
-    py::dict entry;
-    entry["products"] = counted.products;
-    entry["flops"] = counted.flops;
-    stats[name] = entry;
-  }
-  return stats;
 }
 
 py::object NoneIfEmpty(const char* text) {

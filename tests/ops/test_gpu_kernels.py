@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.framework import kernels
 
-from stopgrad_op import _library
+import stopgrad_op as sg
+from stopgrad_op import _library, _steering
 
 GRADIENT_DTYPES = {
     dtype.as_datatype_enum
@@ -45,6 +47,25 @@ def test_eager_op_has_a_kernel_for_variables_but_not_for_integers() -> None:
     allowed = {c.name: set(c.allowed_values.list.type) for c in kernel.constraint}
     due = GRADIENT_DTYPES | {tf.resource.as_datatype_enum}
     assert allowed == {"operand_types": due, "result_types": due}
+
+
+def test_what_steers_a_call_is_made_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU; else it would be made there, and copied at each step."""
+    monkeypatch.setattr(_steering, "load_gpu", lambda: None)
+
+    @tf.function
+    def step(a: tf.Tensor, b: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        return sg.matmul(
+            a, b, gradient_scale={"b": scale}, gradient_rows=np.array([1.0, 0.0, 2.0]),
+            trainable={"b": sg.rows([0, 2])},
+        )  # fmt: skip
+
+    arguments = (tf.ones((3, 4)), tf.ones((4, 5)), tf.constant(0.5))
+    graph = step.get_concrete_function(*arguments).graph
+    (op,) = (op for op in graph.get_operations() if op.type == "StopgradOp>FusedMatMul")
+    devices = [source.op.device for source in op.inputs[2:]]
+    assert len(devices) == 3
+    assert all("CPU:0" in device for device in devices), devices
 
 
 def test_without_a_gpu_the_reason_is_known() -> None:

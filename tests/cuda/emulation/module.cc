@@ -1,11 +1,9 @@
 // stopgrad_op._kernels.cuda on an emulated GPU, and what tests set and read of that.
 #include <pybind11/pybind11.h>
 
-#include <utility>
-
-#include "core/stats.h"
 #include "hooks.h"
 #include "python/cuda_module.h"
+#include "python/stats.h"
 
 PYBIND11_MODULE(emulated_cuda, module) {
   namespace py = pybind11;
@@ -24,17 +22,6 @@ PYBIND11_MODULE(emulated_cuda, module) {
       .def_readwrite("most_bytes_in_use", &Hooks::most_bytes_in_use)
       .def_readwrite("writes_outside", &Hooks::writes_outside);
   module.attr("hooks") = py::cast(&cuda::emulation::hooks, py::return_value_policy::reference);
-  module.def("kernel_stats", [] {
-    py::dict stats;
-    for (const auto& [name, pass] :
-         {std::pair("forward", Pass::kForward), std::pair("backward", Pass::kBackward)}) {
-      const PassStats counted = ReadStats(pass);
-      py::dict entry;
-      entry["products"] = counted.products;
-      entry["flops"] = counted.flops;
-      stats[name] = entry;
-    }
-    return stats;
-  });
+  module.def("kernel_stats", KernelStats);
   module.def("reset_kernel_stats", ResetStats);
 }
