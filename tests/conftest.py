@@ -26,7 +26,7 @@ settings.load_profile("stopgrad_op")
 
 _HAS_TENSORFLOW = sg.build_info()["tensorflow"] is not None
 
-collect_ignore = [] if _HAS_TENSORFLOW else ["ops"]
+collect_ignore = [] if _HAS_TENSORFLOW else ["gpu", "ops", "xla"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
