@@ -69,7 +69,6 @@ def load() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.hooks.last_thread_first = os.environ.get("STOPGRAD_EMULATED_THREAD") == "last"
     return module
 
 

@@ -28,7 +28,7 @@ def emulated() -> Iterator[ModuleType]:
     hooks = module.hooks
     hooks.writes_outside = hooks.synchronizations = hooks.launches = 0
     yield module
-    hooks.failing_call, hooks.capturing, hooks.last_thread_first = "", False, False
+    hooks.failing_call, hooks.capturing = "", False
     emulated_gpu.cublas_lt().emulated_fail_next(0)
     emulated_gpu.cublas_lt().emulated_make_fused_slow(0)
 

