@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from find_tensorflow import places
+from stopgrad_metadata import is_on
 
 # NVIDIA's packages on PyPI that make a compiler, and those that have the headers of libraries.
 COMPILER_PACKAGES = (
@@ -44,11 +45,6 @@ print(*(spec.submodule_search_locations or () if spec else ()), sep="\\n")
 """
 
 
-def is_wanted() -> bool:
-    """Whether this build may have CUDA kernels; the hooks settle the variable."""
-    return os.environ.get("STOPGRAD_CUDA", "AUTO").upper() not in ("", "0", "OFF", "NO", "FALSE")
-
-
 def requirements(distribution: str) -> list[str]:
     """Return what a build for this distribution of TensorFlow needs from PyPI.
 
@@ -56,7 +52,8 @@ def requirements(distribution: str) -> list[str]:
     a TensorFlow that does.
     """
     is_for_gpus = distribution in GPU_DISTRIBUTIONS and platform.machine() == "x86_64"
-    if not (is_for_gpus and sys.platform == "linux" and is_wanted()) or find_compiler():
+    is_wanted = sys.platform == "linux" and is_on("STOPGRAD_CUDA")
+    if not (is_for_gpus and is_wanted) or find_compiler():
         return []
     return list(COMPILER_PACKAGES)
 

@@ -12,10 +12,15 @@ import find_tensorflow
 NUMPY = "numpy>=1.26"
 
 
-def wants_tensorflow() -> bool:
-    """Whether this build includes the TensorFlow ops; the hooks settle the variable."""
-    value = os.environ.get("STOPGRAD_TENSORFLOW", "ON")
+def is_on(option: str) -> bool:
+    """Whether an option of the build, which the hooks settle, is on as CMake reads it."""
+    value = os.environ.get(option, "ON")
     return value.upper() not in ("", "0", "OFF", "NO", "N", "FALSE", "IGNORE")
+
+
+def wants_tensorflow() -> bool:
+    """Whether this build includes the TensorFlow ops."""
+    return is_on("STOPGRAD_TENSORFLOW")
 
 
 def tensorflow_requirement(distribution: str, version: str) -> str:

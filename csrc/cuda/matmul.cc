@@ -82,7 +82,8 @@ struct Scalar {
 // All that can change which algorithm is best or allowed. Compared and saved as a row of numbers,
 // beside the device's name.
 struct Key {
-  std::array<int64_t, 23> numbers;
+  static constexpr int kSizes = 11;  // the last ones of the numbers
+  std::array<int64_t, 12 + kSizes> numbers;
   std::string device;
 
   bool operator<(const Key& other) const {
@@ -102,35 +103,18 @@ const void* BiasOf(const MatmulEpilogue& epilogue) {
 
 Key KeyOf(const Matmul& m, const MatmulEpilogue& epilogue, const DeviceKind& kind, bool tf32,
           bool timed) {
-  return {{static_cast<int64_t>(m.dtype),
-           tf32,
-           timed,
-           m.m,
-           m.n,
-           m.k,
-           m.batch,
-           m.a.operation,
-           m.a.ld,
-           m.a.stride,
-           Alignment(m.a.data),
-           m.b.operation,
-           m.b.ld,
-           m.b.stride,
-           Alignment(m.b.data),
-           m.ldd,
-           m.stride_d,
-           Alignment(m.d),
-           epilogue.fused,
-           Alignment(BiasOf(epilogue)),
-           epilogue.aux_stride,
-           Alignment(epilogue.aux),
-           epilogue.separately != nullptr},
+  return {{static_cast<int64_t>(m.dtype), tf32, timed, m.a.operation, m.b.operation, epilogue.fused,
+           epilogue.separately != nullptr, Alignment(m.a.data), Alignment(m.b.data), Alignment(m.d),
+           Alignment(BiasOf(epilogue)), Alignment(epilogue.aux),
+           // The sizes:
+           m.m, m.n, m.k, m.batch, m.a.ld, m.a.stride, m.b.ld, m.b.stride, m.ldd, m.stride_d,
+           epilogue.aux_stride},
           kind.name};
 }
 
 // The same problem in any size.
 Key FamilyOf(Key key) {
-  for (int size : {3, 4, 5, 6, 8, 9, 12, 13, 15, 16, 20}) key.numbers[size] = 0;
+  std::fill(key.numbers.end() - Key::kSizes, key.numbers.end(), 0);
   return key;
 }
 

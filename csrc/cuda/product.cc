@@ -129,12 +129,8 @@ class ProductRunner {
     MatmulFactor factor_a, factor_b;
     const bool takes_a = AsFactor(product.a, product.m, product.k, /*transpose=*/true, &factor_a);
     const bool takes_b = AsFactor(product.b, product.k, product.n, /*transpose=*/true, &factor_b);
-    if (!takes_a) {
-      status = Densify(product.m, product.k, &BatchDim::a_stride, &product.a, &product.batch, &a);
-    }
-    if (status.ok() && !takes_b) {
-      status = Densify(product.k, product.n, &BatchDim::b_stride, &product.b, &product.batch, &b);
-    }
+    if (!takes_a) status = Densify(SideA(&product, &a), {}, &product.batch);
+    if (status.ok() && !takes_b) status = Densify(SideB(&product, &b), {}, &product.batch);
     if (!status.ok()) return status;
     const bool takes_c = IsByRows(product.c, product.m, product.n);
     return takes_c ? RunDense(product, a, b, c) : RunAndScatter(product, a, b, c);
@@ -152,44 +148,18 @@ class ProductRunner {
     return *memory != nullptr ? Status() : OutOfMemory(what, bytes);
   }
 
-  // Copies a factor to where all matrices of the batch are dense, one behind the other, in the
-  // direction in which it lies.
-  Status Densify(int64_t rows, int64_t cols, int64_t BatchDim::* stride, MatrixView* view,
-                 std::vector<BatchDim>* dims, const void** data) {
-    // Dimensions along which it is repeated need no copies.
-    std::vector<BatchDim> own;
-    int64_t count = 1;
-    for (BatchDim& dim : *dims) {
-      if (dim.*stride == 0) continue;
-      own.push_back({dim.extent, dim.*stride, 0, 0});
-      count *= dim.extent;
-    }
-    void* copy = nullptr;
-    Status status = Allocate(count * rows * cols, "a copy of a factor", &copy);
-    if (!status.ok()) return status;
-    const bool by_columns = view->row_stride == 1 && view->col_stride != 1;
-    MatrixView dense{cols, 1};
-    if (by_columns) dense = {1, rows};
-    int64_t done = 0;
-    status = CopyAll(*data, *view, own, rows, cols, copy, dense, rows * cols, &done);
-    if (!status.ok()) return status;
-    int64_t next = rows * cols;
-    for (size_t d = dims->size(); d-- > 0;) {
-      BatchDim& dim = (*dims)[d];
-      if (dim.*stride == 0) continue;
-      dim.*stride = next;
-      next *= dim.extent;
-    }
-    *view = dense;
-    *data = copy;
-    return Status();
-  }
+  // Matrices of a batch that is copied: along each dimension, how far apart they are in the source
+  // and in the copy.
+  struct CopyDim {
+    int64_t extent;
+    int64_t from;
+    int64_t to;
+  };
 
-  // Copies matrices along `dims`, of which the first stride is read, to `to`, `step` elements
-  // apart; one launch for all of the innermost dimension.
-  Status CopyAll(const void* from, const MatrixView& from_view, std::vector<BatchDim> dims,
-                 int64_t rows, int64_t cols, void* to, const MatrixView& to_view, int64_t step,
-                 int64_t* done) {
+  // One launch for all of the innermost dimension.
+  Status CopyMatrices(const void* from, const MatrixView& from_view, void* to,
+                      const MatrixView& to_view, int64_t rows, int64_t cols,
+                      const std::vector<CopyDim>& dims) {
     Copy copy{};
     copy.dtype = dtype_;
     copy.rows = rows;
@@ -197,18 +167,75 @@ class ProductRunner {
     copy.from_view = from_view;
     copy.to_view = to_view;
     copy.count = 1;
-    if (!dims.empty()) {
-      copy.count = dims.back().extent;
-      copy.from_stride = dims.back().a_stride;
-      copy.to_stride = step;
-      dims.pop_back();
+    std::vector<BatchDim> outer;
+    for (const CopyDim& dim : dims) outer.push_back({dim.extent, dim.from, dim.to, 0});
+    if (!outer.empty()) {
+      copy.count = outer.back().extent;
+      copy.from_stride = outer.back().a_stride;
+      copy.to_stride = outer.back().b_stride;
+      outer.pop_back();
     }
-    return ForEachMatrix(dims, [&](const BatchDim& offset) {
+    return ForEachMatrix(outer, [&](const BatchDim& offset) {
       copy.from = At(from, offset.a_stride, dtype_);
-      copy.to = At(to, *done * step, dtype_);
-      *done += copy.count;
+      copy.to = At(to, offset.b_stride, dtype_);
       return Enqueue(copy, device_);
     });
+  }
+
+  // Gives the dimensions along which a matrix moves the strides of a dense batch, in which one
+  // position takes `size` elements, and adds them to `moved`. Returns how many positions there are.
+  static int64_t MakeDense(int64_t BatchDim::* stride, int64_t size, std::vector<BatchDim>* dims,
+                           std::vector<CopyDim>* moved) {
+    int64_t count = 1;
+    for (size_t d = dims->size(); d-- > 0;) {
+      BatchDim& dim = (*dims)[d];
+      if (dim.*stride == 0) continue;
+      moved->insert(moved->begin(), {dim.extent, dim.*stride, size * count});
+      dim.*stride = size * count;
+      count *= dim.extent;
+    }
+    return count;
+  }
+
+  // A factor, and where k is in it.
+  struct Side {
+    const void** data;
+    MatrixView* view;
+    int64_t rows, cols;
+    int64_t BatchDim::* stride;
+    bool k_is_rows;
+  };
+  static Side SideA(Product* p, const void** data) {
+    return {data, &p->a, p->m, p->k, &BatchDim::a_stride, false};
+  }
+  static Side SideB(Product* p, const void** data) {
+    return {data, &p->b, p->k, p->n, &BatchDim::b_stride, true};
+  }
+
+  // Copies a factor to where it is dense, in the direction in which it lies: its terms along `sums`
+  // behind each other, so that they are one matrix, and those matrices along `kept`.
+  Status Densify(const Side& side, const std::vector<BatchDim>& sums, std::vector<BatchDim>* kept) {
+    int64_t terms = 1;
+    for (const BatchDim& dim : sums) terms *= dim.extent;
+    const bool by_columns = side.view->row_stride == 1 && side.view->col_stride != 1;
+    const int64_t rows = side.k_is_rows ? terms * side.rows : side.rows;
+    const int64_t cols = side.k_is_rows ? side.cols : terms * side.cols;
+    const MatrixView dense = by_columns ? MatrixView{1, rows} : MatrixView{cols, 1};
+    std::vector<CopyDim> dims;
+    const int64_t count = MakeDense(side.stride, rows * cols, kept, &dims);
+    int64_t step =
+        (side.k_is_rows ? side.rows * dense.row_stride : side.cols * dense.col_stride) * terms;
+    for (const BatchDim& dim : sums) {
+      step /= dim.extent;
+      dims.push_back({dim.extent, dim.*side.stride, step});
+    }
+    void* copy = nullptr;
+    Status status = Allocate(count * rows * cols, "a copy of a factor", &copy);
+    if (!status.ok()) return status;
+    status = CopyMatrices(*side.data, *side.view, copy, dense, side.rows, side.cols, dims);
+    *side.view = dense;
+    *side.data = copy;
+    return status;
   }
 
   // Makes dimensions that sum a part of k: both factors are copied so that the terms lie behind
@@ -221,89 +248,27 @@ class ProductRunner {
       if (dim.sums()) terms *= dim.extent;
     }
     if (sums.empty()) return Status();
-    Product& p = *product;
-    struct Side {
-      const void** data;
-      MatrixView* view;
-      int64_t rows, cols;
-      int64_t BatchDim::* stride;
-      bool sums_rows;  // k is along the rows
-    };
-    const Side sides[] = {{a, &p.a, p.m, p.k, &BatchDim::a_stride, false},
-                          {b, &p.b, p.k, p.n, &BatchDim::b_stride, true}};
-    for (const Side& side : sides) {
-      const int64_t size = side.rows * side.cols * terms;
-      std::vector<BatchDim> own_kept, own_sums;
-      int64_t count = 1;
-      for (const BatchDim& dim : kept) {
-        if (dim.*side.stride == 0) continue;
-        own_kept.push_back({dim.extent, dim.*side.stride, 0, 0});
-        count *= dim.extent;
-      }
-      for (const BatchDim& dim : sums) own_sums.push_back({dim.extent, dim.*side.stride, 0, 0});
-      void* copy = nullptr;
-      Status status = Allocate(count * size, "the terms of a sum over a batch", &copy);
-      if (!status.ok()) return status;
-      // In the direction in which it lies; `step` from one term to the next.
-      const bool by_columns = side.view->row_stride == 1 && side.view->col_stride != 1;
-      MatrixView dense;
-      if (side.sums_rows) {
-        dense = by_columns ? MatrixView{1, terms * side.rows} : MatrixView{side.cols, 1};
-      } else {
-        dense = by_columns ? MatrixView{1, side.rows} : MatrixView{terms * side.cols, 1};
-      }
-      const int64_t step =
-          side.sums_rows ? side.rows * dense.row_stride : side.cols * dense.col_stride;
-      int64_t matrices = 0;
-      status = ForEachMatrix(own_kept, [&](const BatchDim& offset) {
-        int64_t done = 0;
-        return CopyAll(At(*side.data, offset.a_stride, dtype_), *side.view, own_sums, side.rows,
-                       side.cols, At(copy, size * matrices++, dtype_), dense, step, &done);
-      });
-      if (!status.ok()) return status;
-      int64_t next = size;
-      for (size_t d = kept.size(); d-- > 0;) {
-        if (kept[d].*side.stride == 0) continue;
-        kept[d].*side.stride = next;
-        next *= kept[d].extent;
-      }
-      *side.view = dense;
-      *side.data = copy;
+    for (const Side& side : {SideA(product, a), SideB(product, b)}) {
+      if (Status status = Densify(side, sums, &kept); !status.ok()) return status;
     }
-    p.k *= terms;
-    p.batch = kept;
+    product->k *= terms;
+    product->batch = kept;
     return Status();
   }
 
   Status RunAndScatter(Product product, const void* a, const void* b, void* c) {
-    const int64_t size = product.m * product.n;
     const MatrixView to = product.c;
-    std::vector<BatchDim> to_dims = product.batch;
+    const int64_t size = product.m * product.n;
+    std::vector<CopyDim> dims;
+    const int64_t count = MakeDense(&BatchDim::c_stride, size, &product.batch, &dims);
+    for (CopyDim& dim : dims) std::swap(dim.from, dim.to);
     void* dense = nullptr;
-    int64_t count = 1;
-    for (const BatchDim& dim : product.batch) count *= dim.extent;
     Status status = Allocate(count * size, "a product before it is scattered", &dense);
     if (!status.ok()) return status;
     product.c = {product.n, 1};
-    int64_t next = size;
-    for (size_t d = product.batch.size(); d-- > 0;) {
-      product.batch[d].c_stride = next;
-      next *= product.batch[d].extent;
-    }
     status = RunDense(product, a, b, dense);
     if (!status.ok()) return status;
-    int64_t done = 0;
-    return ForEachMatrix(to_dims, [&](const BatchDim& offset) {
-      Copy copy{};
-      copy.dtype = dtype_;
-      copy.rows = product.m;
-      copy.cols = product.n;
-      copy.from = At(dense, size * done++, dtype_);
-      copy.from_view = product.c;
-      copy.to = At(c, offset.c_stride, dtype_);
-      copy.to_view = to;
-      return Enqueue(copy, device_);
-    });
+    return CopyMatrices(dense, product.c, c, to, product.m, product.n, dims);
   }
 
   // Row by row, Y = A B is column by column Y^T = B^T A^T: cublasLt's first factor is B.

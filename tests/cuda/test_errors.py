@@ -163,6 +163,24 @@ def test_library_that_is_another_one_is_named() -> None:
     assert "is no cublasLt 12 or 13: it has no cublasLtCreate" in product
 
 
+@pytest.mark.parametrize(("major", "runs"), [(7, False), (8, True), (9, True), (12, True)])
+def test_device_that_the_kernels_were_not_built_for_is_named(major: int, runs: bool) -> None:
+    """Built for 8.0 and 9.0, and PTX of 9.0; in a process of its own, as devices are asked once."""
+    emulated_gpu.load()
+    code = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import emulated_gpu
+module = emulated_gpu.load()
+module.hooks.compute_capability = {major}
+print(module.info()["devices_missing"])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    message = f"(compute capability {major}.0) does not run; set CUDAARCHS={major}0"
+    assert (message in run.stdout) == (not runs)
+    assert bool(run.stdout.strip()) == (not runs)
+
+
 def test_errors_leave_no_memory_behind(emulated: ModuleType) -> None:
     before = emulated.hooks.bytes_in_use
     for call in ("launch", "cudaMallocFromPoolAsync", "cudaEventRecord", "cudaMemcpyAsync"):

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import tensorflow as tf
 
-import stopgrad_op as sg
 from stopgrad_op._library import load_gpu
 
 
 @pytest.fixture(autouse=True)
 def gpu() -> None:
-    if sg.build_info()["tensorflow"] is None:
-        pytest.skip("built without TensorFlow")
-    import tensorflow as tf
-
     if not tf.config.list_physical_devices("GPU"):
         pytest.skip("TensorFlow sees no GPU")
     assert load_gpu() is None, load_gpu()

@@ -8,6 +8,7 @@ namespace stopgrad::cuda::emulation {
 
 // What tests set and read.
 struct Hooks {
+  int compute_capability = 9;    // the major number of the device's
   bool capturing = false;        // what cudaStreamIsCapturing says
   std::string failing_call;      // the call that fails next, and how
   int calls_before_failing = 0;  // of that call, which do not fail

@@ -11,6 +11,7 @@ PYBIND11_MODULE(emulated_cuda, module) {
   using cuda::emulation::Hooks;
   DefineCuda(module);
   py::class_<Hooks>(module, "Hooks")
+      .def_readwrite("compute_capability", &Hooks::compute_capability)
       .def_readwrite("capturing", &Hooks::capturing)
       .def_readwrite("failing_call", &Hooks::failing_call)
       .def_readwrite("calls_before_failing", &Hooks::calls_before_failing)

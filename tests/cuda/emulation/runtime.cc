@@ -77,7 +77,7 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::memset(static_cast<void*>(properties), 0, sizeof *properties);
   std::strcpy(properties->name, "an emulated GPU");
-  properties->major = 9;
+  properties->major = hooks.compute_capability;
   return ErrorOf("cudaGetDeviceProperties");
 }
 cudaError_t cudaDriverGetVersion(int* version) {
