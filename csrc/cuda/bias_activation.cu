@@ -12,8 +12,8 @@ namespace {
 
 template <typename Storage, Activation activation>
 struct BiasActivationKernel {
-  using Accumulator = AccumulatorOf<Storage>;
-  using Function = ActivationFunction<activation, Accumulator>;
+  using Accumulator = typename Math<Storage>::Number;
+  using Function = ActivationFunction<activation, Math<Storage>>;
 
   int64_t rows;
   int64_t cols;

@@ -13,8 +13,8 @@ namespace {
 
 template <typename Storage, Activation activation>
 struct DyPassKernel {
-  using Accumulator = AccumulatorOf<Storage>;
-  using Function = ActivationFunction<activation, Accumulator>;
+  using Accumulator = typename Math<Storage>::Number;
+  using Function = ActivationFunction<activation, Math<Storage>>;
   static constexpr int kSize = Vector<Storage>::kSize;
 
   int64_t rows;
@@ -38,7 +38,8 @@ struct DyPassKernel {
     const int64_t end = begin + rows_per_block < rows ? begin + rows_per_block : rows;
     int64_t row = columns.any() ? begin + threadIdx.y : end;
     for (; row < end; row += int64_t(blockDim.y) * kRowsInFlight) {
-      Vector<Storage> dys[kRowsInFlight], saveds[kRowsInFlight];
+      // What is not read is zeros, and so is what comes of it: no derivative is infinite at 0.
+      Vector<Storage> dys[kRowsInFlight] = {}, saveds[kRowsInFlight] = {};
 #pragma unroll
       for (int u = 0; u < kRowsInFlight; ++u) {
         const int64_t r = row + u * int64_t(blockDim.y);
@@ -51,18 +52,13 @@ struct DyPassKernel {
       for (int u = 0; u < kRowsInFlight; ++u) {
         const int64_t r = row + u * int64_t(blockDim.y);
         if (r >= end) break;
-        const bool is_active = active == nullptr || active[r];
         const Accumulator weight = weights != nullptr ? Accumulator(weights[r]) : Accumulator(1);
         Vector<Storage> results;
 #pragma unroll
         for (int i = 0; i < kSize; ++i) {
-          Accumulator value(0);
-          if (is_active) {
-            value = Load(dys[u].values[i]);
-            if constexpr (activation != Activation::kLinear) {
-              value *= Function::Derivative(Load(saveds[u].values[i]));
-            }
-            value *= weight;
+          Accumulator value = Load(dys[u].values[i]) * weight;
+          if constexpr (activation != Activation::kLinear) {
+            value *= Function::Derivative(Load(saveds[u].values[i]));
           }
           sums[i] += value;
           Store(value, &results.values[i]);
@@ -94,7 +90,7 @@ struct DyPassKernel {
 // dbias[j] = scale sum_i partial[i, j], for the columns of a region, in double.
 template <typename Storage>
 struct SumPartialsKernel {
-  using Accumulator = AccumulatorOf<Storage>;
+  using Accumulator = typename Math<Storage>::Number;
 
   const Accumulator* partial;
   Storage* dbias;
@@ -145,7 +141,7 @@ int64_t RowsPerBlock(int64_t rows, dim3 block, int64_t blocks_along_row) {
 
 template <typename Storage, Activation activation>
 Status EnqueueTyped(const DyPass& pass, int parts, Device& device) {
-  using Accumulator = AccumulatorOf<Storage>;
+  using Accumulator = typename Math<Storage>::Number;
   constexpr int kSize = Vector<Storage>::kSize;
   DyPassKernel<Storage, activation> kernel{};
   kernel.rows = pass.rows;

@@ -25,8 +25,6 @@ namespace stopgrad::cuda {
 
 namespace {
 
-constexpr int kMostCandidates = 8;
-constexpr double kMillisecondsToChoose = 40;
 // A candidate is run for this long, in one go, so that the clock does not see the host's part; one
 // that takes longer anyway, once.
 constexpr double kMillisecondsPerCandidate = 0.2;
@@ -101,10 +99,19 @@ const void* BiasOf(const MatmulEpilogue& epilogue) {
   return epilogue.bias != nullptr ? epilogue.bias : epilogue.bias_gradient;
 }
 
+// The ways in one number, 16 bits each.
+int64_t NumberOf(const std::vector<MatmulWay>& ways) {
+  int64_t number = 0;
+  for (const MatmulWay& way : ways) {
+    number = number << 16 | way.epilogue << 2 | int{way.writes_aux} << 1 | int{way.then != nullptr};
+  }
+  return number;
+}
+
 Key KeyOf(const Matmul& m, const MatmulEpilogue& epilogue, const DeviceKind& kind, bool tf32,
           bool timed) {
-  return {{static_cast<int64_t>(m.dtype), tf32, timed, m.a.operation, m.b.operation, epilogue.fused,
-           epilogue.separately != nullptr, Alignment(m.a.data), Alignment(m.b.data), Alignment(m.d),
+  return {{static_cast<int64_t>(m.dtype), tf32, timed, m.a.operation, m.b.operation, m.beta != 0,
+           NumberOf(epilogue.ways), Alignment(m.a.data), Alignment(m.b.data), Alignment(m.d),
            Alignment(BiasOf(epilogue)), Alignment(epilogue.aux),
            // The sizes:
            m.m, m.n, m.k, m.batch, m.a.ld, m.a.stride, m.b.ld, m.b.stride, m.ldd, m.stride_d,
@@ -130,7 +137,7 @@ struct Descriptors {
 };
 
 struct Choice {
-  bool fused;
+  size_t way;  // of the epilogue's
   cublasLtMatmulAlgo_t algorithm;
   size_t workspace_bytes;
   Descriptors descriptors;
@@ -139,12 +146,18 @@ struct Choice {
 
 // A choice as it is in a file: without descriptors.
 struct SavedChoice {
-  bool fused;
+  size_t way;
   cublasLtMatmulAlgo_t algorithm;
+};
+
+struct Search {
+  int most_candidates = 8;  // of each way
+  double milliseconds = 40;
 };
 
 struct Cache {
   std::mutex mutex;
+  Search search;
   std::map<Key, std::shared_ptr<Choice>> choices;
   std::map<Key, SavedChoice> saved;
   std::map<Key, int> timed_sizes;  // of each family
@@ -170,37 +183,37 @@ class Runner {
         device_(device),
         types_(TypesOf(matmul.dtype, device.allows_tf32())) {}
 
-  // The choice by the clock, or without it cublasLt's first proposal, fused if there is one.
-  Status Choose(bool timed, std::shared_ptr<Choice>* choice) {
-    std::vector<std::shared_ptr<Choice>> fused, separate, candidates;
-    Status status;
-    if (epilogue_.fused != CUBLASLT_EPILOGUE_DEFAULT) {
-      status = Propose(/*fused=*/true, timed ? kMostCandidates : 1, &fused);
+  // The choice by the clock, or without it cublasLt's first proposal for the first way it knows.
+  Status Choose(bool timed, const Search& search, std::shared_ptr<Choice>* choice) {
+    std::vector<std::vector<std::shared_ptr<Choice>>> proposals;
+    for (size_t way = 0; way < epilogue_.ways.size(); ++way) {
+      proposals.emplace_back();
+      Status status = Propose(way, timed ? search.most_candidates : 1, &proposals.back());
       if (!status.ok()) return status;
+      if (!timed && !proposals.back().empty()) break;
     }
-    if (timed || fused.empty()) {
-      status = Propose(/*fused=*/false, timed ? kMostCandidates : 1, &separate);
-      if (!status.ok()) return status;
-    }
-    // The best of both ways come first: there may be no time for all.
-    for (int i = 0; i < kMostCandidates; ++i) {
-      for (const auto* proposals : {&fused, &separate}) {
-        if (i < static_cast<int>(proposals->size())) candidates.push_back((*proposals)[i]);
+    // The best of all ways come first: there may be no time for the others.
+    std::vector<std::shared_ptr<Choice>> candidates;
+    for (int i = 0; i < search.most_candidates; ++i) {
+      for (const auto& of_way : proposals) {
+        if (i < static_cast<int>(of_way.size())) candidates.push_back(of_way[i]);
       }
     }
     if (candidates.empty()) {
       return Status(StatusCode::kInternal, "cublasLtMatmulAlgoGetHeuristic: no algorithm");
     }
     *choice = candidates.front();
-    return timed && candidates.size() > 1 ? ChooseByTime(candidates, choice) : Status();
+    return timed && candidates.size() > 1 ? ChooseByTime(candidates, search.milliseconds, choice)
+                                          : Status();
   }
 
   // The choice of a file, if this library can still run it.
   std::shared_ptr<Choice> Restore(const SavedChoice& saved) {
+    if (saved.way >= epilogue_.ways.size()) return nullptr;
     auto choice = std::make_shared<Choice>();
-    choice->fused = saved.fused;
+    choice->way = saved.way;
     choice->algorithm = saved.algorithm;
-    if (!Describe(saved.fused, &choice->descriptors).ok()) return nullptr;
+    if (!Describe(epilogue_.ways[saved.way], &choice->descriptors).ok()) return nullptr;
     const Descriptors& d = choice->descriptors;
     cublasLtMatmulHeuristicResult_t result{};
     if (lt_.AlgoCheck(handle_, d.product.get(), d.a.get(), d.b.get(), d.d.get(), d.d.get(),
@@ -213,28 +226,22 @@ class Runner {
   }
 
   Status Run(Choice& choice, const MatmulOutputs& outputs, void* workspace) {
-    const Scalar alpha(matmul_.alpha, types_.scale), beta(0, types_.scale);
+    const Scalar alpha(matmul_.alpha, types_.scale), beta(matmul_.beta, types_.scale);
+    const MatmulWay& way = epilogue_.ways[choice.way];
+    void* const d = way.writes_aux ? outputs.aux : outputs.d;
     {
       std::lock_guard<std::mutex> lock(choice.mutex);
-      const Descriptors& d = choice.descriptors;
-      if (choice.fused) {
-        const void* bias = epilogue_.bias != nullptr ? epilogue_.bias : outputs.bias;
-        Status status = Set(d.product.get(), CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-        if (status.ok() && outputs.aux != nullptr) {
-          status = Set(d.product.get(), CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, outputs.aux);
-        }
-        if (!status.ok()) return status;
-      }
-      Status status =
-          lt_.ToStatus(lt_.Matmul(handle_, d.product.get(), alpha.bytes, matmul_.a.data, d.a.get(),
-                                  matmul_.b.data, d.b.get(), beta.bytes, outputs.d, d.d.get(),
-                                  outputs.d, d.d.get(), &choice.algorithm, workspace,
-                                  choice.workspace_bytes, device_.stream()),
-                       "cublasLtMatmul");
+      const Descriptors& of = choice.descriptors;
+      Status status = SetPointers(way, of.product.get(), outputs);
+      if (!status.ok()) return status;
+      status = lt_.ToStatus(
+          lt_.Matmul(handle_, of.product.get(), alpha.bytes, matmul_.a.data, of.a.get(),
+                     matmul_.b.data, of.b.get(), beta.bytes, d, of.d.get(), d, of.d.get(),
+                     &choice.algorithm, workspace, choice.workspace_bytes, device_.stream()),
+          "cublasLtMatmul");
       if (!status.ok()) return status;
     }
-    if (choice.fused || !epilogue_.separately) return Status();
-    return epilogue_.separately(outputs);
+    return way.then ? way.then(outputs) : Status();
   }
 
  private:
@@ -245,10 +252,30 @@ class Runner {
                         "cublasLtMatmulDescSetAttribute");
   }
 
-  // Adds up to `count` of cublasLt's proposals, best first; none where it cannot.
-  Status Propose(bool fused, int count, std::vector<std::shared_ptr<Choice>>* candidates) {
+  // Where the epilogue of a way reads and writes beside D.
+  Status SetPointers(const MatmulWay& way, cublasLtMatmulDesc_t product,
+                     const MatmulOutputs& outputs) const {
+    if (way.epilogue == CUBLASLT_EPILOGUE_DEFAULT) return Status();
+    Status status;
+    if (const void* bias = epilogue_.bias != nullptr ? epilogue_.bias : outputs.bias) {
+      status = Set(product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+    }
+    if (status.ok() && HasAux(way)) {
+      status = Set(product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, outputs.aux);
+    }
+    return status;
+  }
+  bool HasAux(const MatmulWay& way) const {
+    return way.epilogue != CUBLASLT_EPILOGUE_DEFAULT && epilogue_.aux != nullptr && !way.writes_aux;
+  }
+
+  // Adds up to `count` of cublasLt's proposals for a way, best first; none where it cannot.
+  Status Propose(size_t index, int count, std::vector<std::shared_ptr<Choice>>* candidates) {
+    const MatmulWay& way = epilogue_.ways[index];
+    const bool fused = way.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
+    const void* const d = way.writes_aux ? epilogue_.aux : matmul_.d;
     Descriptors descriptors;
-    if (Status status = Describe(fused, &descriptors); !status.ok()) return status;
+    if (Status status = Describe(way, &descriptors); !status.ok()) return status;
     cublasLtMatmulPreference_t created = nullptr;
     Status status = lt_.ToStatus(lt_.PreferenceCreate(&created), "cublasLtMatmulPreferenceCreate");
     if (!status.ok()) return status;
@@ -262,15 +289,15 @@ class Runner {
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(kind_.workspace_bytes()));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, uint32_t(Alignment(matmul_.a.data)));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, uint32_t(Alignment(matmul_.b.data)));
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, uint32_t(Alignment(matmul_.d)));
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, uint32_t(Alignment(matmul_.d)));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, uint32_t(Alignment(d)));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, uint32_t(Alignment(d)));
     if (!status.ok()) return status;
 
-    cublasLtMatmulHeuristicResult_t results[kMostCandidates] = {};
+    std::vector<cublasLtMatmulHeuristicResult_t> results(count);
     int found = 0;
     const cublasStatus_t answer = lt_.AlgoGetHeuristic(
         handle_, descriptors.product.get(), descriptors.a.get(), descriptors.b.get(),
-        descriptors.d.get(), descriptors.d.get(), preference.get(), count, results, &found);
+        descriptors.d.get(), descriptors.d.get(), preference.get(), count, results.data(), &found);
     const bool cannot =
         answer == CUBLAS_STATUS_NOT_SUPPORTED || (fused && answer == CUBLAS_STATUS_INVALID_VALUE);
     if (cannot && fused) return Status();
@@ -279,17 +306,17 @@ class Runner {
     for (int i = 0; i < found; ++i) {
       if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
       auto candidate = std::make_shared<Choice>();
-      candidate->fused = fused;
+      candidate->way = index;
       candidate->algorithm = results[i].algo;
       candidate->workspace_bytes = results[i].workspaceSize;
-      status = Describe(fused, &candidate->descriptors);
+      status = Describe(way, &candidate->descriptors);
       if (!status.ok()) return status;
       candidates->push_back(std::move(candidate));
     }
     return Status();
   }
 
-  Status Describe(bool fused, Descriptors* d) const {
+  Status Describe(const MatmulWay& way, Descriptors* d) const {
     cublasLtMatmulDesc_t product = nullptr;
     Status status = lt_.ToStatus(lt_.DescCreate(&product, types_.compute, types_.scale),
                                  "cublasLtMatmulDescCreate");
@@ -300,14 +327,13 @@ class Runner {
     };
     set(CUBLASLT_MATMUL_DESC_TRANSA, int32_t(matmul_.a.operation));
     set(CUBLASLT_MATMUL_DESC_TRANSB, int32_t(matmul_.b.operation));
-    if (fused) {
-      set(CUBLASLT_MATMUL_DESC_EPILOGUE, int32_t(epilogue_.fused));
-      if (const void* bias = BiasOf(epilogue_)) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-      if (epilogue_.aux != nullptr) {
-        set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, static_cast<const void*>(epilogue_.aux));
-        set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, matmul_.ldd);
-        set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, epilogue_.aux_stride);
-      }
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, int32_t(way.epilogue));
+    if (HasAux(way)) {
+      set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, matmul_.ldd);
+      set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, epilogue_.aux_stride);
+    }
+    if (status.ok()) {
+      status = SetPointers(way, product, {matmul_.d, epilogue_.aux, epilogue_.bias_gradient});
     }
     const bool transposes_a = matmul_.a.operation != CUBLAS_OP_N;
     const bool transposes_b = matmul_.b.operation != CUBLAS_OP_N;
@@ -344,7 +370,7 @@ class Runner {
 
   // Leaves the choice as it is where there is no memory for all that is timed: a product that fits
   // runs, even where its rivals do not fit beside it.
-  Status ChooseByTime(const std::vector<std::shared_ptr<Choice>>& candidates,
+  Status ChooseByTime(const std::vector<std::shared_ptr<Choice>>& candidates, double milliseconds,
                       std::shared_ptr<Choice>* choice) {
     const Matmul& m = matmul_;
     const int64_t stride = std::max(m.stride_d, epilogue_.aux_stride);
@@ -376,26 +402,26 @@ class Runner {
     const auto milliseconds_left = [&] {
       const std::chrono::duration<double, std::milli> gone =
           std::chrono::steady_clock::now() - started;
-      return kMillisecondsToChoose - gone.count();
+      return milliseconds - gone.count();
     };
     float best = 0;
     for (const auto& candidate : candidates) {
       if (!status.ok() || milliseconds_left() < 2 * best) break;
       // The first run also loads the kernel; cublasLt may find only now that it cannot run it.
-      float milliseconds = 0;
-      status = Time(*candidate, 1, outputs, workspace, begin, end, &milliseconds);
+      float time = 0;
+      status = Time(*candidate, 1, outputs, workspace, begin, end, &time);
       if (status.code() == StatusCode::kUnavailable ||
           status.code() == StatusCode::kResourceExhausted) {
         status = Status();
         continue;
       }
-      const double share = kMillisecondsPerCandidate / std::max(milliseconds, 1e-3f);
-      if (status.ok() && milliseconds < milliseconds_left()) {
+      const double share = kMillisecondsPerCandidate / std::max(time, 1e-3f);
+      if (status.ok() && time < milliseconds_left()) {
         const int runs = static_cast<int>(std::clamp(share, 1.0, 20.0));
-        status = Time(*candidate, runs, outputs, workspace, begin, end, &milliseconds);
+        status = Time(*candidate, runs, outputs, workspace, begin, end, &time);
       }
-      if (status.ok() && (best == 0 || milliseconds < best)) {
-        best = milliseconds;
+      if (status.ok() && (best == 0 || time < best)) {
+        best = time;
         *choice = candidate;
       }
     }
@@ -447,12 +473,14 @@ Status FindChoice(Runner& runner, const Key& key, bool timed, std::shared_ptr<Ch
     // Two at once would time each other.
     std::unique_lock<std::mutex> timing(cache.timing, std::defer_lock);
     if (timed) timing.lock();
+    Search search;
     {
       std::lock_guard<std::mutex> lock(cache.mutex);
       if (find()) return Status();  // somebody else's, while this one waited
       timed = timed && cache.timed_sizes[FamilyOf(key)] < kMostTimedSizes;
+      search = cache.search;
     }
-    if (Status status = runner.Choose(timed, choice); !status.ok()) return status;
+    if (Status status = runner.Choose(timed, search, choice); !status.ok()) return status;
   } else {
     timed = false;
   }
@@ -509,7 +537,7 @@ Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& dev
 // --- Choices in files --------------------------------------------------------------------------
 namespace {
 
-constexpr const char* kFileTitle = "stopgrad_op: cublasLt algorithms, format 1, cublasLt";
+constexpr const char* kFileTitle = "stopgrad_op: cublasLt algorithms, format 2, cublasLt";
 
 Status FileError(const std::string& path, const std::string& what) {
   return InvalidArgument("the file of algorithms " + path + " " + what);
@@ -527,7 +555,7 @@ Status SaveChoices(const std::string& path) {
     std::lock_guard<std::mutex> lock(cache.mutex);
     for (const auto& [key, choice] : cache.choices) {
       for (int64_t number : key.numbers) file << number << ' ';
-      file << choice->fused;
+      file << choice->way;
       for (uint64_t word : choice->algorithm.data) file << ' ' << word;
       file << ' ' << key.device << '\n';
     }
@@ -552,7 +580,7 @@ Status LoadChoices(const std::string& path) {
     Key key;
     SavedChoice choice;
     for (int64_t& number : key.numbers) words >> number;
-    words >> choice.fused;
+    words >> choice.way;
     for (uint64_t& word : choice.algorithm.data) words >> word;
     if (!std::getline(words >> std::ws, key.device)) {
       return FileError(path, "has a line that is no algorithm: \"" + line + "\"");
@@ -563,6 +591,12 @@ Status LoadChoices(const std::string& path) {
   std::lock_guard<std::mutex> lock(cache.mutex);
   for (auto& [key, choice] : saved) cache.saved[key] = choice;
   return Status();
+}
+
+void SetSearch(int candidates, double milliseconds) {
+  Cache& cache = TheCache();
+  std::lock_guard<std::mutex> lock(cache.mutex);
+  cache.search = {std::max(1, candidates), milliseconds};
 }
 
 void ForgetChoices() {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "core/dtype.h"
 #include "core/export.h"
@@ -23,7 +24,7 @@ struct MatmulFactor {
   int64_t stride = 0;
 };
 
-// D = alpha op(A) op(B),  op(A): m x k,  op(B): k x n,  none of them empty.
+// D = alpha op(A) op(B) + beta D,  op(A): m x k,  op(B): k x n,  none of them empty.
 struct Matmul {
   DType dtype;
   int64_t m;
@@ -31,6 +32,7 @@ struct Matmul {
   int64_t k;
   int64_t batch = 1;
   double alpha = 1;
+  double beta = 0;
   MatmulFactor a;
   MatmulFactor b;
   void* d = nullptr;
@@ -45,23 +47,28 @@ struct MatmulOutputs {
   void* aux = nullptr;   // of D's shape
   void* bias = nullptr;  // a gradient
 };
+// One way to get them.
+struct MatmulWay {
+  // What cublasLt does with the product.
+  cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+  bool writes_aux = false;  // the product goes to aux, and `then` makes D of it
+  // What kernels of ours do afterwards; null where there is nothing to do. It is also called with
+  // scratch memory, to find out which way is the fastest.
+  std::function<Status(const MatmulOutputs&)> then;
+};
 struct MatmulEpilogue {
-  // How cublasLt does it, if it can; otherwise the default epilogue.
-  cublasLtEpilogue_t fused = CUBLASLT_EPILOGUE_DEFAULT;
   const void* bias = nullptr;  // read
   void* bias_gradient = nullptr;
   void* aux = nullptr;
   int64_t aux_stride = 0;
-  // How kernels of ours do it after the product; null where there is nothing to do. It is also
-  // called with scratch memory, to find out which of the two ways is faster.
-  std::function<Status(const MatmulOutputs&)> separately;
+  std::vector<MatmulWay> ways{{}};  // first those that leave more to cublasLt, if it can
 };
 
 // Enqueues the product by the algorithm that was fastest when a product like it first ran. The
-// candidates, cublasLt's best eight fused and unfused, are then timed, which waits for the device,
-// takes less than 50 ms and writes to scratch memory only. Nothing is timed where results must not
-// depend on it, the stream is being captured, the sizes do not repeat, or many others were timed
-// before: then cublasLt's first proposal runs.
+// candidates, unless SetSearch says otherwise cublasLt's best eight for each way, are then timed,
+// which waits for the device, takes less than 50 ms and writes to scratch memory only. Nothing is
+// timed where results must not depend on it, the stream is being captured, the sizes do not repeat,
+// or many others were timed before: then cublasLt's first proposal for the first way runs.
 Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& device);
 
 // Writes the choices made so far to a file, or adds those of a file, so that a process need not
@@ -69,6 +76,10 @@ Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& dev
 // an InvalidArgument, as is one that cannot be read or written.
 STOPGRAD_EXPORT Status SaveChoices(const std::string& path);
 STOPGRAD_EXPORT Status LoadChoices(const std::string& path);
+
+// How hard to look for an algorithm from now on: of how many proposals for each way, and for how
+// long. A benchmark that wants to know what there is looks harder than a first call may.
+STOPGRAD_EXPORT void SetSearch(int candidates, double milliseconds);
 
 // For tests: forgets all choices; how many were made by timing since then.
 STOPGRAD_EXPORT void ForgetChoices();

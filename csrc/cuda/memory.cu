@@ -3,6 +3,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/memory.h"
+#include "cuda/staging.h"
 
 namespace stopgrad::cuda {
 
@@ -183,9 +184,7 @@ Status Upload(const void* host, size_t bytes, Device& device, const void** copy)
       ToStatus(cudaStreamIsCapturing(device.stream(), &capture), "cudaStreamIsCapturing");
   if (!status.ok()) return status;
   if (capture == cudaStreamCaptureStatusNone) {
-    // From pageable memory: read before the call returns.
-    return ToStatus(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, device.stream()),
-                    "cudaMemcpyAsync");
+    return CopyFromHost(to, host, bytes, device.stream());
   }
   for (size_t done = 0; done < bytes && status.ok(); done += kBytesCarried) {
     CarryKernel kernel;

@@ -116,7 +116,8 @@ class ProductRunner {
       : dtype_(dtype), alpha_(alpha), epilogue_(epilogue), repeats_(repeats), device_(device) {}
 
   Status Run(Product product, const void* a, const void* b, void* c) {
-    Status status = FoldSums(&product, &a, &b);
+    Status status;
+    if (!AddsTerms(product)) status = FoldSums(&product, &a, &b);
     if (!status.ok()) return status;
     product.batch = Join(product.batch);
     // Where C is stored by columns, C^T = B^T A^T is stored by rows.
@@ -238,6 +239,27 @@ class ProductRunner {
     return status;
   }
 
+  // Whether the terms of a sum are added to C one after the other, and not made one product by
+  // copying the factors: where C is less to move than they are. In 16 bits each addition would
+  // round.
+  bool AddsTerms(const Product& product) const {
+    if (SizeOf(dtype_) == 2 || !epilogue_.keeps_product()) return false;
+    // What an H100 moves in the five microseconds that a small product takes at least.
+    constexpr int64_t kBytesPerProduct = 15 << 20;
+    int64_t products = 1, matrices_a = 1, matrices_b = 1, matrices_c = 1;
+    for (const BatchDim& dim : product.batch) {
+      if (dim.sums()) products *= dim.extent;
+      // Copied as often as they are different, and for each term.
+      if (dim.sums() || dim.a_stride != 0) matrices_a *= dim.extent;
+      if (dim.sums() || dim.b_stride != 0) matrices_b *= dim.extent;
+      if (!dim.sums()) matrices_c *= dim.extent;
+    }
+    const int64_t copied = matrices_a * product.m * product.k + matrices_b * product.k * product.n;
+    const int64_t added = products * matrices_c * product.m * product.n;
+    // Each is read and written.
+    return products * kBytesPerProduct + 2 * added * SizeOf(dtype_) < 2 * copied * SizeOf(dtype_);
+  }
+
   // Makes dimensions that sum a part of k: both factors are copied so that the terms lie behind
   // each other. One product then adds in the accumulator what several would round to the dtype.
   Status FoldSums(Product* product, const void** a, const void** b) {
@@ -285,15 +307,18 @@ class ProductRunner {
       return Status(StatusCode::kInternal, "a factor's copy is not dense");
     }
     matmul.ldd = std::max(product.m == 1 ? 0 : product.c.row_stride, product.n);
+    // Dimensions that sum go outside: the first term of each C is written, the others are added.
+    std::vector<BatchDim> outer = product.batch;
+    const auto kept = std::stable_partition(outer.begin(), outer.end(),
+                                            [](const BatchDim& dim) { return dim.sums(); });
     // One dimension is the batch of a call: the longest one, or where our kernels go over the
     // results the innermost, along which those are dense.
-    std::vector<BatchDim> outer = product.batch;
-    if (!outer.empty()) {
+    if (kept != outer.end()) {
       auto inside = outer.end() - 1;
       if (epilogue_.keeps_product()) {
-        inside = std::max_element(
-            outer.begin(), outer.end(),
-            [](const BatchDim& x, const BatchDim& y) { return x.extent < y.extent; });
+        inside = std::max_element(kept, outer.end(), [](const BatchDim& x, const BatchDim& y) {
+          return x.extent < y.extent;
+        });
       }
       matmul.batch = inside->extent;
       matmul.a.stride = inside->b_stride;
@@ -301,7 +326,10 @@ class ProductRunner {
       matmul.stride_d = inside->c_stride;
       outer.erase(inside);
     }
+    int64_t calls_left = 1;  // that write a first term
+    for (const BatchDim& dim : outer) calls_left *= dim.sums() ? 1 : dim.extent;
     return ForEachMatrix(outer, [&](const BatchDim& offset) {
+      matmul.beta = calls_left-- > 0 ? 0 : 1;
       matmul.a.data = At(b, product.b.offset + offset.b_stride, dtype_);
       matmul.b.data = At(a, product.a.offset + offset.a_stride, dtype_);
       matmul.d = At(c, product.c.offset + offset.c_stride, dtype_);
@@ -314,7 +342,6 @@ class ProductRunner {
     MatmulEpilogue result;
     const Epilogue& e = epilogue_;
     if (e.column_sums_of_b != nullptr) {
-      result.fused = sums_first_ ? CUBLASLT_EPILOGUE_BGRADB : CUBLASLT_EPILOGUE_BGRADA;
       result.bias_gradient = e.column_sums_of_b;
       // The factor as the caller has it: rows of B, over which the sums go.
       const MatmulFactor& factor = sums_first_ ? matmul.b : matmul.a;
@@ -328,10 +355,12 @@ class ProductRunner {
       pass.dy = factor.data;
       pass.bias_scale = 1;
       pass.bias_region = &all;
-      result.separately = [pass, &device = device_](const MatmulOutputs& outputs) mutable {
+      const auto sum = [pass, &device = device_](const MatmulOutputs& outputs) mutable {
         pass.dbias = outputs.bias;
         return Enqueue(pass, device);
       };
+      result.ways = {{sums_first_ ? CUBLASLT_EPILOGUE_BGRADB : CUBLASLT_EPILOGUE_BGRADA},
+                     {CUBLASLT_EPILOGUE_DEFAULT, false, sum}};
       return result;
     }
     if (e.keeps_product()) return result;
@@ -340,14 +369,26 @@ class ProductRunner {
       result.aux = At(e.z, product.c.offset + offset.c_stride, dtype_);
       result.aux_stride = matmul.stride_d;
     }
-    result.fused = FusedEpilogue(matmul);
-    BiasActivation work{dtype_,  e.activation, matmul.n * matmul.batch, matmul.m, nullptr, e.bias,
+    BiasActivation work{dtype_,  e.activation, matmul.n * matmul.batch, matmul.m, nullptr, nullptr,
                         nullptr, nullptr};
-    result.separately = [work, &device = device_](const MatmulOutputs& outputs) mutable {
-      work.x = work.y = outputs.d;
-      work.z = outputs.aux;
-      return Enqueue(work, device);
+    // Where z is kept, the product is written there, with bias or without, and y is made of it.
+    const auto finish = [&](const void* bias) {
+      work.bias = bias;
+      return [work, &device = device_](const MatmulOutputs& outputs) mutable {
+        work.x = outputs.aux != nullptr ? outputs.aux : outputs.d;
+        work.z = work.bias != nullptr ? outputs.aux : nullptr;
+        work.y = outputs.d;
+        return Enqueue(work, device);
+      };
     };
+    const bool keeps_z = e.z != nullptr;
+    result.ways.clear();
+    const cublasLtEpilogue_t fused = FusedEpilogue(matmul);
+    if (fused != CUBLASLT_EPILOGUE_DEFAULT) result.ways.push_back({fused});
+    if (keeps_z && e.bias != nullptr) {
+      result.ways.push_back({CUBLASLT_EPILOGUE_BIAS, true, finish(nullptr)});
+    }
+    result.ways.push_back({CUBLASLT_EPILOGUE_DEFAULT, keeps_z, finish(e.bias)});
     return result;
   }
 

@@ -29,7 +29,7 @@ bool CanSumColumns(const Product& product);
 // Enqueues C = alpha A B for a product that is simplified, and its epilogue. `repeats`: products of
 // these sizes will come again. Every element of C is written. Views that cublasLt does not know, by
 // lists or conjugated but not transposed, are copied to where they are dense; batch dimensions that
-// sum become part of k likewise.
+// sum become part of k likewise, or their terms are added to C one after the other.
 Status Enqueue(DType dtype, const Product& product, double alpha, const void* a, const void* b,
                void* c, const Epilogue& epilogue, bool repeats, Device& device);
 

@@ -5,7 +5,6 @@
 // real numbers there, since nothing mixes their parts.
 
 #include <cstdint>
-#include <type_traits>
 
 #include "core/dtype.h"
 #include "core/status.h"
@@ -15,9 +14,6 @@ namespace stopgrad::cuda {
 
 // Rows of which a thread has the loads in flight before it computes the first.
 constexpr int kRowsInFlight = 4;
-
-template <typename Storage>
-using AccumulatorOf = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
 
 inline bool IsAligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % kBytesPerAccess == 0;

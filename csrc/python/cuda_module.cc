@@ -172,6 +172,9 @@ void DefineCuda(py::module_& module) {
   module.def(
       "load_algorithms", [](const std::string& path) { ThrowIfError(cuda::LoadChoices(path)); },
       "path"_a, "Use the algorithms of a file where they fit.");
+  module.def("set_search", cuda::SetSearch, py::kw_only(), "candidates"_a = 8,
+             "milliseconds"_a = 40.0,
+             "How many proposals of cublasLt are timed for a new problem, and for how long.");
   module.def("forget_algorithms", cuda::ForgetChoices);
   module.def("num_timed", cuda::NumTimed, "How many problems algorithms were timed for.");
 }

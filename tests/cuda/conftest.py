@@ -25,12 +25,13 @@ def emulated() -> Iterator[ModuleType]:
     """The emulation, for what only it can show; afterwards nothing is left of what a test asked."""
     module = emulated_gpu.load()
     module.forget_algorithms()
+    module.set_search()
     hooks = module.hooks
     hooks.writes_outside = hooks.synchronizations = hooks.launches = 0
     yield module
-    hooks.failing_call, hooks.capturing = "", False
+    hooks.failing_call, hooks.capturing, hooks.others_capture = "", False, False
     emulated_gpu.cublas_lt().emulated_fail_next(0)
-    emulated_gpu.cublas_lt().emulated_make_fused_slow(0)
+    emulated_gpu.cublas_lt().emulated_make_slow(0)
 
 
 @pytest.fixture

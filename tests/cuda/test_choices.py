@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 from reference import Array
 
 SHAPES = ((24, 16), (16, 32))
@@ -87,12 +88,13 @@ def test_the_fastest_proposal_that_runs_is_chosen(
     assert [cublas_lt.emulated_calls(i) - n for i, n in enumerate(before)] == [0, 1, 0]
 
 
-@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("slow", ["fused", "separate"])
 @pytest.mark.parametrize("what", ["forward", "bias gradient"])
 def test_an_epilogue_is_fused_where_that_is_faster(
-    emulated: ModuleType, cublas_lt: Any, arrays: tuple[Array, Array], slow: bool, what: str
+    emulated: ModuleType, cublas_lt: Any, arrays: tuple[Array, Array], slow: str, what: str
 ) -> None:
-    cublas_lt.emulated_make_fused_slow(int(slow))
+    cublas_lt.emulated_make_slow(["fused", "separate"].index(slow) + 1)
+    emulated.set_search(milliseconds=10_000)  # however busy the machine is
     a, b = map(emulated.to_device, arrays)
     bias = emulated.to_device(np.ones(32, np.float32))
     dy = emulated.to_device(np.ones((24, 32), np.float32))
@@ -108,8 +110,42 @@ def test_an_epilogue_is_fused_where_that_is_faster(
         np.testing.assert_allclose(run(), due, rtol=1e-5, atol=1e-5)
     launches, fused = emulated.hooks.launches, cublas_lt.emulated_fused_calls()
     run()
-    assert cublas_lt.emulated_fused_calls() - fused == (0 if slow else 1)
-    assert emulated.hooks.launches > launches if slow else emulated.hooks.launches == launches
+    assert cublas_lt.emulated_fused_calls() - fused == int(slow == "separate")
+    assert (emulated.hooks.launches > launches) == (slow == "fused")
+
+
+def test_fewer_proposals_are_timed_on_demand(
+    emulated: ModuleType, cublas_lt: Any, arrays: tuple[Array, Array]
+) -> None:
+    """The second, which is faster, is not among them then."""
+    emulated.set_search(candidates=1)
+    product(emulated, arrays)
+    before = [cublas_lt.emulated_calls(i) for i in range(3)]
+    product(emulated, arrays)
+    assert [cublas_lt.emulated_calls(i) - n for i, n in enumerate(before)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("slow", ["fused", "separate"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_where_z_is_kept_the_product_is_written_there(
+    emulated: ModuleType, cublas_lt: Any, arrays: tuple[Array, Array], activation: str, slow: str
+) -> None:
+    """With its bias where that is faster, and one kernel makes y of it."""
+    cublas_lt.emulated_make_slow(["fused", "separate"].index(slow) + 1)
+    emulated.set_search(milliseconds=10_000)  # however busy the machine is
+    bias = np.linspace(-1, 1, 32, dtype=np.float32)
+    device = [emulated.to_device(x) for x in (*arrays, bias)]
+    z_due = arrays[0].astype(np.float64) @ arrays[1] + bias
+    for _ in range(2):
+        launches, fused = emulated.hooks.launches, cublas_lt.emulated_fused_calls()
+        y, z = emulated.matmul(
+            *device, activation=activation, return_preactivation=True, poison=True
+        )
+        np.testing.assert_allclose(z.numpy(), z_due, rtol=1e-5, atol=1e-5)
+        y_due = reference.activate(activation, z_due)
+        np.testing.assert_allclose(y.numpy(), y_due, rtol=1e-5, atol=1e-5)
+    assert emulated.hooks.launches == launches + 1
+    assert cublas_lt.emulated_fused_calls() == fused + int(slow == "separate")
 
 
 def test_nothing_is_timed_while_a_graph_is_captured(

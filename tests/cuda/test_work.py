@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,3 +86,90 @@ def test_lists_are_carried_while_a_graph_is_captured(
     )
     for name, result in results.items():
         reference.assert_close(result.numpy(), exact[name], "float32", what=name)
+
+
+def test_long_lists_do_not_make_the_host_wait(
+    emulated: ModuleType, rng: np.random.Generator
+) -> None:
+    """They go through page-locked memory, which is used again once it was copied.
+
+    The emulation copies it as late as a GPU may, so that what is written there too early shows.
+    """
+    count = 30_000  # 240 kB of places, and as much of weights
+    dy = reference.random_array(rng, (count, 2), "float32")
+    problem = reference.random_problem(rng, (count, 1), (1, 2), "float32")
+    arrays = [emulated.to_device(x) for x in (dy, problem.a)]
+
+    def check() -> None:
+        rows = rng.choice([0.0, 1.0, -2.0], count)
+        result = emulated.matmul_gradient(
+            *arrays, needed=["b"], rows=rows, always_gather=True, poison=True
+        )["b"]
+        due = (rows[:, None] * problem.a).T @ dy.astype(np.float64)
+        np.testing.assert_allclose(result.numpy(), due, rtol=1e-4)
+
+    check()
+    blocks = emulated.hooks.locked_blocks
+    assert blocks > 0
+    for _ in range(3):
+        check()
+    assert emulated.hooks.locked_blocks == blocks
+
+
+def test_lists_arrive_where_no_memory_can_be_locked(
+    emulated: ModuleType, rng: np.random.Generator
+) -> None:
+    count = 300_000  # more than any list before it
+    dy = np.ones((count, 1), np.float32)
+    rows = rng.random(count) < 0.5
+    emulated.hooks.failing_call, emulated.hooks.error = "cudaHostAlloc", 2
+    result = emulated.matmul_gradient(
+        emulated.to_device(dy), needed=["bias"], rows=rows, poison=True
+    )
+    assert emulated.hooks.failing_call == ""
+    assert result["bias"].numpy()[0] == np.count_nonzero(rows)
+
+
+def test_graphs_that_other_threads_capture_are_left_alone(
+    emulated: ModuleType, rng: np.random.Generator
+) -> None:
+    """CUDA ends their capture with an error where anybody calls what could wait for it."""
+    dy, a = (reference.random_array(rng, (24, cols), "float32") for cols in (8, 4))
+    arrays = [emulated.to_device(x) for x in (dy, a)]
+    emulated.hooks.others_capture = True
+    rows = rng.random(24) < 0.5
+    results = emulated.matmul_gradient(*arrays, needed=["b"], rows=rows, poison=True)
+    y = emulated.matmul(arrays[0], arrays[0], layout_b="transpose")
+    emulated.hooks.others_capture = False
+    assert emulated.num_timed() > 0
+    assert np.isfinite(y.numpy()).all()
+    exact = reference.gradients(reference.Problem(a, np.empty((4, 8), np.float32)), dy, rows=rows)
+    reference.assert_close(results["b"].numpy(), exact["b"], "float32")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "calls"), [("float32", 150_000, 3), ("float32", 30, 1), ("float16", 30, 1)]
+)
+def test_terms_of_a_sum_are_added_in_place_where_factors_are_larger_than_the_result(
+    emulated: ModuleType, cublas_lt: Any, rng: np.random.Generator,
+    dtype: str, rows: int, calls: int,
+) -> None:  # fmt: skip
+    """Elsewhere one product has all of them, of factors that are copied to lie side by side."""
+    problem = reference.random_problem(
+        rng, (3, rows, 16), (16, 32), dtype, layout_a="transpose", bias=False
+    )
+    dy = reference.random_array(rng, (3, rows, 32), dtype)
+    arrays = [emulated.to_device(x) for x in (dy, problem.a)]
+
+    def products() -> int:
+        return sum(cublas_lt.emulated_calls(i) for i in range(3))
+
+    before = products()
+    result = emulated.matmul_gradient(
+        *arrays, needed=["b"], layout_a="transpose", scales={"b": -0.5}, poison=True,
+        deterministic=True,
+    )  # fmt: skip
+    assert products() == before + calls
+    due = reference.gradients(problem, dy, {"b": -0.5})["b"].value
+    error = np.abs(result["b"].numpy() - due).max()
+    assert error <= 2 * reference.epsilon(dtype) * np.abs(due).max()

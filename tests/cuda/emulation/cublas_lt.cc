@@ -26,7 +26,8 @@ constexpr int kAlgorithms = 3;
 // What tests read and set, through the functions at the end.
 int64_t calls_of_algorithm[kAlgorithms];
 int64_t fused_calls;
-int fused_is_slow;
+enum Slow { kNone, kFused, kSeparate };  // which products, by their epilogue
+Slow slow = kNone;
 int failing_status;
 
 // Attributes by their number; all fit into 8 bytes.
@@ -326,7 +327,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
   const bool fused = op.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
   ++calls_of_algorithm[index];
   fused_calls += fused;
-  const int milliseconds = fused && fused_is_slow ? 8 : index == 0 ? 2 : 0;
+  const int milliseconds = slow == (fused ? kFused : kSeparate) ? 8 : index == 0 ? 2 : 0;
   std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
 
   const Number factor = Load(product.scale, alpha, 0), old = Load(product.scale, beta, 0);
@@ -373,7 +374,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
 // --- For the tests -----------------------------------------------------------------------------
 int64_t emulated_calls(int algorithm) { return calls_of_algorithm[algorithm]; }
 int64_t emulated_fused_calls() { return fused_calls; }
-void emulated_make_fused_slow(int slow) { fused_is_slow = slow; }
+void emulated_make_slow(int which) { slow = static_cast<Slow>(which); }
 void emulated_fail_next(int status) { failing_status = status; }
 
 }  // extern "C"

@@ -28,6 +28,34 @@ std::map<char*, size_t>& Allocations() {
   return *allocations;
 }
 
+// Copies from page-locked memory that were enqueued and not yet done. All else that is enqueued
+// does them first.
+struct PendingCopy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+std::vector<PendingCopy> pending;
+int64_t copies_done = 0;
+
+void DoPending() {
+  for (const PendingCopy& copy : pending) std::memcpy(copy.to, copy.from, copy.bytes);
+  copies_done += pending.size();
+  pending.clear();
+}
+
+std::map<const char*, size_t>& LockedBlocks() {
+  static auto* blocks = new std::map<const char*, size_t>;
+  return *blocks;
+}
+
+bool IsLocked(const void* data) {
+  auto behind = LockedBlocks().upper_bound(static_cast<const char*>(data));
+  if (behind == LockedBlocks().begin()) return false;
+  const auto& [start, size] = *std::prev(behind);
+  return data < start + size;
+}
+
 // Whether all of it lies in one allocation.
 bool IsOnDevice(const void* data, size_t bytes) {
   auto* const begin = static_cast<char*>(const_cast<void*>(data));
@@ -44,6 +72,14 @@ cudaError_t ErrorOf(const char* call) {
   return static_cast<cudaError_t>(hooks.error);
 }
 
+cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
+
+// Of a call that may wait for a stream, which must not be while others capture one.
+cudaError_t ErrorOfWaiting(const char* call) {
+  const bool is_forbidden = hooks.others_capture && capture_mode != cudaStreamCaptureModeRelaxed;
+  return is_forbidden ? cudaErrorStreamCaptureUnsupported : ErrorOf(call);
+}
+
 }  // namespace
 
 cudaError_t ErrorOfLaunch(dim3 grid, dim3 block) {
@@ -52,6 +88,7 @@ cudaError_t ErrorOfLaunch(dim3 grid, dim3 block) {
       grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) {
     return cudaErrorInvalidConfiguration;
   }
+  DoPending();
   return ErrorOf("launch");
 }
 
@@ -61,6 +98,7 @@ using namespace stopgrad::cuda::emulation;
 
 struct CUevent_st {
   std::chrono::steady_clock::time_point time;
+  int64_t copies = 0;  // before it
 };
 
 extern "C" {
@@ -100,7 +138,31 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status)
   *status = hooks.capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return ErrorOf("cudaStreamIsCapturing");
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return ErrorOf("cudaStreamSynchronize"); }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  DoPending();
+  return ErrorOf("cudaStreamSynchronize");
+}
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::swap(*mode, capture_mode);
+  return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) {
+  ++hooks.locked_blocks;
+  if (const cudaError_t error = ErrorOfWaiting("cudaHostAlloc"); error != cudaSuccess) return error;
+  *data = std::malloc(bytes);
+  LockedBlocks()[static_cast<char*>(*data)] = bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* data) {
+  LockedBlocks().erase(static_cast<char*>(data));
+  std::free(data);
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (event->copies > copies_done) return cudaErrorNotReady;
+  return ErrorOfWaiting("cudaEventQuery");
+}
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
   *event = new CUevent_st;
@@ -112,11 +174,12 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
   event->time = std::chrono::steady_clock::now();
+  event->copies = copies_done + static_cast<int64_t>(pending.size());
   return ErrorOf("cudaEventRecord");
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t) {
   ++hooks.synchronizations;
-  return ErrorOf("cudaEventSynchronize");
+  return ErrorOfWaiting("cudaEventSynchronize");
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();
@@ -129,7 +192,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   return cudaEventCreate(event);
 }
-cudaError_t cudaDeviceSynchronize() { return ErrorOf("cudaDeviceSynchronize"); }
+cudaError_t cudaDeviceSynchronize() {
+  DoPending();
+  return ErrorOf("cudaDeviceSynchronize");
+}
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
   *pool = reinterpret_cast<cudaMemPool_t>(pool);
   return ErrorOf("cudaMemPoolCreate");
@@ -163,6 +229,7 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t) {
       !std::all_of(start + size, start + rounded + kGuard, is_guard)) {
     ++hooks.writes_outside;
   }
+  DoPending();
   hooks.bytes_in_use -= size;
   std::free(start - kGuard);
   Allocations().erase(found);
@@ -170,13 +237,19 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t) {
 }
 cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
   if (!IsOnDevice(data, bytes)) return cudaErrorInvalidValue;
+  DoPending();
   std::memset(data, value, bytes);
   return ErrorOf("cudaMemsetAsync");
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t) {
   if (!IsOnDevice(kind == cudaMemcpyHostToDevice ? to : from, bytes)) return cudaErrorInvalidValue;
-  std::memcpy(to, from, bytes);
+  DoPending();
+  if (kind == cudaMemcpyHostToDevice && IsLocked(from)) {
+    pending.push_back({to, from, bytes});
+  } else {
+    std::memcpy(to, from, bytes);
+  }
   return ErrorOf("cudaMemcpyAsync");
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* data) {

@@ -1,0 +1,83 @@
+#include "cuda/staging.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "cuda/device_kind.h"
+#include "cuda/status.h"
+
+namespace stopgrad::cuda {
+
+namespace {
+
+constexpr size_t kSmallestBlock = 64 << 10;
+// Of all blocks. What needs more at a time is copied as CUDA copies any memory.
+constexpr size_t kMostBytes = 64 << 20;
+
+// Page-locked memory, and the event behind the last copy from it.
+struct Block {
+  int device = 0;  // whose events these are
+  size_t bytes = 0;
+  void* data = nullptr;
+  cudaEvent_t copied = nullptr;
+
+  ~Block() {
+    if (copied != nullptr) cudaEventDestroy(copied);
+    if (data != nullptr) cudaFreeHost(data);
+  }
+};
+
+// Null where there shall be no more, or the system locks no more.
+std::unique_ptr<Block> NewBlock(int device, size_t bytes, size_t bytes_so_far) {
+  size_t size = kSmallestBlock;
+  while (size < bytes) size *= 2;
+  if (bytes_so_far + size > kMostBytes) return nullptr;
+  auto block = std::make_unique<Block>();
+  block->device = device;
+  block->bytes = size;
+  if (cudaHostAlloc(&block->data, size, cudaHostAllocDefault) != cudaSuccess ||
+      cudaEventCreateWithFlags(&block->copied, cudaEventDisableTiming) != cudaSuccess) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  return block;
+}
+
+}  // namespace
+
+Status CopyFromHost(void* to, const void* from, size_t bytes, cudaStream_t stream) {
+  static std::mutex mutex;
+  static auto* blocks = new std::vector<std::unique_ptr<Block>>;
+  const DeviceKind* kind = nullptr;
+  if (Status status = CurrentDevice(&kind); !status.ok()) return status;
+  std::lock_guard<std::mutex> lock(mutex);
+  const auto is_free = [&](const std::unique_ptr<Block>& block) {
+    return block->device == kind->ordinal && block->bytes >= bytes &&
+           cudaEventQuery(block->copied) == cudaSuccess;
+  };
+  auto block = std::find_if(blocks->begin(), blocks->end(), is_free);
+  if (block == blocks->end()) {
+    size_t bytes_so_far = 0;
+    for (const auto& other : *blocks) bytes_so_far += other->bytes;
+    if (auto fresh = NewBlock(kind->ordinal, bytes, bytes_so_far)) {
+      blocks->push_back(std::move(fresh));
+      block = std::prev(blocks->end());
+    }
+  }
+  const bool is_staged = block != blocks->end();
+  if (is_staged) {
+    std::memcpy((*block)->data, from, bytes);
+    from = (*block)->data;
+  }
+  Status status =
+      ToStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+  if (status.ok() && is_staged) {
+    status = ToStatus(cudaEventRecord((*block)->copied, stream), "cudaEventRecord");
+  }
+  return status;
+}
+
+}  // namespace stopgrad::cuda

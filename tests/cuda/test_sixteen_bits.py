@@ -1,0 +1,70 @@
+"""Activations of 16-bit numbers, which are computed less exactly than float32 ones: all of them."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+import reference
+from reference import Array
+
+# For each, the magnitude of the terms that its derivative is the sum of: where they cancel, an
+# error of them is large beside what is left.
+TERMS = {
+    "gelu": lambda z: reference.activate("gelu", z) / z + abs(z) * np.exp(-0.5 * z * z),
+    "gelu_tanh": lambda z: np.abs(reference.activate("gelu_tanh", z) / z) * (1 + 3 * z * z),
+    "silu": lambda z: reference.activate("sigmoid", z) * (1 + abs(z)),
+    "sigmoid": lambda z: reference.activate("sigmoid", z),
+}
+
+
+def every_number(dtype: str) -> Array:
+    """Return all finite numbers but 0 and subnormal ones, as a column."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    numbers = bits.view(reference.numpy_dtype(dtype))
+    sizes = np.abs(reference.widen(numbers))
+    smallest = 2.0**-14 if dtype == "float16" else 2.0**-126
+    return numbers[np.isfinite(sizes) & (sizes >= smallest)][:, None]
+
+
+def half_a_unit(exact: Array, dtype: str) -> Array:
+    """Return what rounding alone may cost."""
+    smallest = 2.0**-14 if dtype == "float16" else 2.0**-126
+    exponent = np.floor(np.log2(np.maximum(np.abs(exact), smallest)))
+    return 0.5 * reference.epsilon(dtype) * 2.0**exponent
+
+
+def assert_rounded_well(result: Array, exact: Array, terms: Array, dtype: str) -> None:
+    """Assert that beyond rounding there is an error of at most 2^-15 of the terms.
+
+    Numbers that float32 has as subnormal ones only may become 0.
+    """
+    error = np.abs(reference.widen(result) - exact)
+    allowed = half_a_unit(exact, dtype) + 2.0**-15 * np.abs(terms) + 2.0**-126
+    worst = int(np.argmax(error / allowed))
+    assert error.flat[worst] <= allowed.flat[worst], (exact.flat[worst], result.flat[worst])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"], indirect=True)
+@pytest.mark.parametrize("activation", TERMS)
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:underflow", "ignore:invalid")
+def test_every_number(cuda: ModuleType, dtype: str, activation: str) -> None:
+    z = every_number(dtype)
+    one = np.ones((1, 1), z.dtype)
+    wide = reference.widen(z)
+    # Without a fused epilogue of cublasLt's: with z kept, or an activation that it lacks.
+    y = cuda.matmul(*map(cuda.to_device, (z, one)), activation=activation, poison=True).numpy()
+    if activation != "gelu_tanh":
+        exact = reference.activate(activation, wide)
+        assert_rounded_well(y, exact, exact, dtype)
+    if activation == "sigmoid":  # its derivative is made of y
+        return
+    dy = np.ones_like(z)
+    dz = cuda.matmul_gradient(
+        cuda.to_device(dy), saved=cuda.to_device(z), needed=["z"], activation=activation,
+        poison=True,
+    )["z"].numpy()  # fmt: skip
+    exact = reference.ACTIVATIONS[activation].derivative(wide)
+    terms = TERMS[activation](wide)
+    assert_rounded_well(dz, exact, np.nan_to_num(terms), dtype)
