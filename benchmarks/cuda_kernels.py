@@ -1,9 +1,10 @@
-"""Measure the CUDA kernels alone, on one GPU, beside PyTorch where that is installed.
+"""Measure the CUDA kernels alone, on one GPU, beside PyTorch and JAX where those are installed.
 
-Products as a share of PyTorch's time, the passes as a share of a copy's bandwidth, the backward
-pass in products. Each time is the median of several runs, taken in turn with what it is compared
-with, of as many calls as take some milliseconds. `--device emulated` shows that the script works
-where there is no GPU; its times mean nothing.
+Products beside the best that cublasLt has for them, PyTorch and JAX; the passes as a share of a
+copy's bandwidth; a layer's passes in products; what a call costs the host. Each time is the median
+of several runs, taken in turn with what it is compared with, of as many calls as take some
+milliseconds. `--device emulated` shows that the script works where there is no GPU; its times mean
+nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import argparse
 import functools
 import importlib
 import json
+import math
+import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +38,9 @@ PRODUCTS = (
 DTYPES = ("bfloat16", "float16", "tf32", "float32", "float64")
 STEP = (8192, 16384, 4096)  # rows, columns, inner dimension
 PASS = (8192, 4096)
+OURS, BEST = "stopgrad_op", "cublasLt's best"
+# How hard to look for cublasLt's best: no first call could take so long.
+SEARCH = {"candidates": 100, "milliseconds": 3000.0}
 
 
 class Clock:
@@ -48,9 +55,26 @@ class Clock:
         self._cuda.synchronize()
         begin = time.perf_counter()
         for _ in range(calls):
-            run()
+            result = run()
+        wait = getattr(result, "block_until_ready", None)  # JAX has a stream of its own
+        if wait is not None:
+            wait()
         self._cuda.synchronize()
         return (time.perf_counter() - begin) / calls
+
+    def enqueue(self, run: Run, calls: int) -> float:
+        """Return what a call takes the host, which does not wait for the device."""
+        self._once(run, 3)
+        begin = time.perf_counter()
+        for _ in range(calls):
+            run()
+        seconds = (time.perf_counter() - begin) / calls
+        self._once(run, 1)
+        return seconds
+
+    def first(self, run: Run) -> float:
+        """Return by how much the first call is longer than a later one."""
+        return self._once(run, 1) - self._once(run, 1)
 
     def medians(self, runs: dict[str, Run]) -> dict[str, float]:
         """Return the median time of each, all taken in turn."""
@@ -92,36 +116,118 @@ class Kernels:
         return lambda: self._cuda.matmul_gradient(*arrays, **self._options, **options)
 
 
-def pytorch() -> Any:
-    """Return PyTorch if it is there and sees a GPU."""
+Others = Callable[[Any, Any, str], Run]
+
+
+def pytorch() -> Others | None:
+    """Return how PyTorch multiplies, if it is there and sees a GPU."""
     try:
         import torch
     except ImportError:
         return None
-    return torch if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None
+
+    def product(a: Any, b: Any, dtype: str) -> Run:
+        torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+        return functools.partial(torch.matmul, torch.from_dlpack(a), torch.from_dlpack(b))
+
+    return product
+
+
+def jax_jit() -> Others | None:
+    """Return how JAX multiplies, if it is there and sees a GPU."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        import jax
+    except ImportError:
+        return None
+    if jax.default_backend() != "gpu":
+        return None
+    jax.config.update("jax_enable_x64", True)  # or float64 becomes float32
+
+    def product(a: Any, b: Any, dtype: str) -> Run:
+        precision = "highest" if dtype == "float32" else "default"  # which is TF32
+        multiply = jax.jit(functools.partial(jax.numpy.matmul, precision=precision))
+        return functools.partial(multiply, *map(jax.dlpack.from_dlpack, (a, b)))
+
+    return product
+
+
+def with_best(cuda: ModuleType, run: Run, folder: str) -> dict[str, Run]:
+    """Return the call with the algorithm that it chooses, and with the best there is.
+
+    Either algorithm is loaded from a file where the other one ran before.
+    """
+    runs: dict[str, Run] = {}
+    for name, search in ((OURS, {}), (BEST, SEARCH)):
+        file = str(Path(folder) / name)
+        cuda.forget_algorithms()
+        cuda.set_search(**search)
+        run()
+        cuda.save_algorithms(file)
+        runs[name] = functools.partial(run_with, cuda, run, file)
+    cuda.set_search()
+    return runs
+
+
+_loaded = ""
+
+
+def run_with(cuda: ModuleType, run: Run, file: str) -> object:
+    """Run with the algorithms of a file."""
+    global _loaded
+    if _loaded != file:
+        cuda.forget_algorithms()
+        cuda.load_algorithms(file)
+        _loaded = file
+    return run()
 
 
 def measure_products(
     cuda: ModuleType, clock: Clock, sizes: Sequence[tuple[int, int, int]]
 ) -> list[dict[str, Any]]:
-    """Time bare products, ours and PyTorch's."""
-    torch = pytorch()
+    """Time bare products, ours, the best of cublasLt and others'."""
+    others = {"torch": pytorch(), "jax": jax_jit()}
     records = []
     for dtype in DTYPES:
         kernels = Kernels(cuda, dtype)
-        if torch is not None:
-            torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
         for m, n, k in sizes:
             a, b = kernels.array(m, k), kernels.array(k, n)
-            runs = {"stopgrad_op": kernels.matmul(a, b)}
-            if torch is not None:
-                x, y = torch.from_dlpack(a), torch.from_dlpack(b)
-                runs["torch"] = functools.partial(torch.matmul, x, y)
+            with tempfile.TemporaryDirectory() as folder:
+                runs = with_best(cuda, kernels.matmul(a, b), folder)
+                for name, other in others.items():
+                    if other is not None:
+                        runs[name] = other(a, b, dtype)
+                seconds = clock.medians(runs)
             records.append(
                 {"suite": "products", "case": f"{m}x{n}x{k}", "dtype": dtype}
-                | {"seconds": clock.medians(runs), "flops": 2 * m * n * k}
+                | {"seconds": seconds, "flops": 2 * m * n * k}
             )
     return records
+
+
+def measure_host(cuda: ModuleType, clock: Clock, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """Time what a call costs the host, at first for sizes that are new, and later."""
+    kernels = Kernels(cuda, "bfloat16")
+    cuda.forget_algorithms()
+    firsts = []
+    for size in sizes:
+        arrays = (kernels.array(size, size), kernels.array(size, size), kernels.array(size))
+        firsts.append(clock.first(kernels.matmul(*arrays, activation="relu")))
+    small = kernels.array(16, 16), kernels.array(16, 16)
+    seconds = {
+        "first call at a new size, the longest": max(firsts),
+        "first call at a new size, the median": statistics.median(firsts),
+        "later call": clock.enqueue(kernels.matmul(*small), 1000),
+    }
+    for name, other in (("torch", pytorch()), ("jax", jax_jit())):
+        if other is not None:
+            seconds[f"later call, {name}"] = clock.enqueue(other(*small, "bfloat16"), 1000)
+    return [
+        {"suite": "host", "case": f"{len(sizes)} sizes, 16x16x16", "dtype": "bfloat16"}
+        | {"seconds": seconds}
+    ]
 
 
 def measure_step(
@@ -136,9 +242,15 @@ def measure_step(
     def backward(*needed: str) -> Run:
         return kernels.gradient(dy, a, b, z, needed=needed, activation="gelu")
 
+    def forward(activation: str, keeps_z: bool) -> Run:
+        return kernels.matmul(a, b, bias, activation=activation, return_preactivation=keeps_z)
+
     runs = {
         "product": kernels.matmul(a, b),
-        "forward": kernels.matmul(a, b, bias, activation="gelu", return_preactivation=True),
+        "forward": forward("gelu", True),
+        "forward, z not kept": forward("gelu", False),
+        "forward, gelu_tanh": forward("gelu_tanh", True),
+        "forward, relu": forward("relu", False),
         "backward": backward("a", "b", "bias"),
         "backward, a blocked": backward("b", "bias"),
         "backward, b and bias blocked": backward("a"),
@@ -147,50 +259,82 @@ def measure_step(
     return [case | {"seconds": clock.medians(runs)}]
 
 
+# How many tensors each pass reads and writes; taking or putting half of the rows, half as many.
+TRAFFIC = {
+    "copy": 2,
+    "bias": 2,
+    "bias and relu": 2,
+    "bias and gelu": 2,
+    "bias and silu": 2,
+    "dz": 3,
+    "dz and dbias": 3,
+    "dbias": 1,
+    "take every second row": 1,
+    "put every second row": 1,
+}
+
+
 def measure_passes(cuda: ModuleType, clock: Clock, shape: tuple[int, int]) -> list[dict[str, Any]]:
     """Time the elementwise kernels beside a copy of the same bytes."""
     rows, cols = shape
     records = []
     for dtype in ("bfloat16", "float32"):
         kernels = Kernels(cuda, dtype)
-        dy, saved = kernels.array(rows, cols), kernels.array(rows, cols)
-        runs = {
-            # One tensor read, one written.
+        dy, saved, bias = (kernels.array(*s) for s in (shape, shape, (cols,)))
+        every_second = np.arange(0, rows, 2)
+        half = cuda.take_rows(dy, every_second)
+
+        def activate(activation: str, x: Any = dy, bias: Any = bias) -> Run:
+            return lambda: cuda.activate(x, bias, activation=activation)
+
+        def gradient(*needed: str, kernels: Kernels = kernels, dy: Any = dy, z: Any = saved) -> Run:
+            return kernels.gradient(dy, saved=z, needed=needed, activation="gelu")
+
+        runs: dict[str, Run] = {
             "copy": dy.copy,
-            # Two read, one written.
-            "dz": kernels.gradient(dy, saved=saved, needed=["z"], activation="gelu"),
-            "dz and dbias": kernels.gradient(
-                dy, saved=saved, needed=["z", "bias"], activation="gelu"
-            ),
-            # One read.
+            "bias": activate("linear"),
+            "bias and relu": activate("relu"),
+            "bias and gelu": activate("gelu"),
+            "bias and silu": activate("silu"),
+            "dz": gradient("z"),
+            "dz and dbias": gradient("z", "bias"),
             "dbias": kernels.gradient(dy, needed=["bias"]),
+            "take every second row": functools.partial(cuda.take_rows, dy, every_second),
+            "put every second row": functools.partial(cuda.put_rows, half, every_second, rows),
         }
         case = {"suite": "passes", "case": f"{rows}x{cols}", "dtype": dtype}
         records.append(case | {"seconds": clock.medians(runs)})
     return records
 
 
-# How many tensors each pass reads and writes.
-TRAFFIC = {"copy": 2, "dz": 3, "dz and dbias": 3, "dbias": 1}
+def geometric_mean(values: Sequence[float]) -> float:
+    """Return the mean of ratios."""
+    return math.exp(statistics.fmean(map(math.log, values)))
 
 
 def report(records: list[dict[str, Any]]) -> str:
     """Return the records as tables for a person."""
     lines = []
+    ratios: dict[str, list[float]] = {}
     for record in records:
         seconds = record["seconds"]
         lines.append(f"{record['suite']} {record['case']} {record['dtype']}")
         for name, value in seconds.items():
-            text = f"  {name:<30}{value * 1e6:12.1f} us"
+            text = f"  {name:<40}{value * 1e6:12.1f} us"
             if record["suite"] == "products":
-                ratio = seconds.get("torch", value) / seconds["stopgrad_op"]
-                text += f"  {record['flops'] / value / 1e12:8.1f} TFLOP/s, torch / ours {ratio:.3f}"
+                ratio = value / seconds[OURS]
+                text += (
+                    f"  {record['flops'] / value / 1e12:8.1f} TFLOP/s, its time / ours {ratio:.3f}"
+                )
+                ratios.setdefault(name, []).append(ratio)
             elif record["suite"] == "step":
                 text += f"  {value / seconds['product']:8.3f} products"
-            else:
+            elif record["suite"] == "passes":
                 share = TRAFFIC[name] / value / (TRAFFIC["copy"] / seconds["copy"])
                 text += f"  {share:8.3f} of the copy's bandwidth"
             lines.append(text)
+    lines.append("products, geometric mean of its time / ours")
+    lines += [f"  {name:<40}{geometric_mean(r):8.3f}" for name, r in ratios.items() if name != OURS]
     return "\n".join(lines)
 
 
@@ -225,14 +369,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.quick:
         clock = Clock(cuda, rounds=1, seconds=0)
         products: Sequence[tuple[int, int, int]] = ((24, 16, 8),)
-        step, shape = (24, 16, 8), (40, 24)
+        step, shape, new_sizes = (24, 16, 8), (40, 24), range(8, 32, 8)
     else:
         clock = Clock(cuda, rounds=9, seconds=0.02)
-        products, step, shape = PRODUCTS, STEP, PASS
+        products, step, shape, new_sizes = PRODUCTS, STEP, PASS, range(512, 4097, 256)
     records = [
         *measure_products(cuda, clock, products),
         *measure_step(cuda, clock, step),
         *measure_passes(cuda, clock, shape),
+        *measure_host(cuda, clock, new_sizes),
     ]
     print(report(records))
     if options.json is not None:

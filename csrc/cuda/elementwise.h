@@ -5,6 +5,7 @@
 
 #include "core/activation.h"
 #include "core/dtype.h"
+#include "core/export.h"
 #include "core/selection.h"
 #include "core/status.h"
 #include "cuda/device.h"
@@ -22,7 +23,7 @@ struct BiasActivation {
   void* z;
   void* y;
 };
-Status Enqueue(const BiasActivation& work, Device& device);
+STOPGRAD_EXPORT Status Enqueue(const BiasActivation& work, Device& device);
 
 // dz = w dy f'(saved),  dbias = scale sum_i dz[i], in one pass over the rows of dy, which lie
 // `row_stride` apart; dz is dense. dz and dbias may be null. The arrays are in device memory. A sum

@@ -48,7 +48,7 @@ struct Copy {
   int64_t from_stride = 0;
   int64_t to_stride = 0;
 };
-Status Enqueue(const Copy& copy, Device& device);
+STOPGRAD_EXPORT Status Enqueue(const Copy& copy, Device& device);
 
 }  // namespace stopgrad::cuda
 

@@ -8,9 +8,11 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/elementwise.h"
 #include "cuda/fused_matmul.h"
 #include "cuda/library.h"
 #include "cuda/matmul.h"
+#include "cuda/memory.h"
 #include "cuda/status.h"
 #include "python/cuda_arrays.h"
 #include "python/kernels.h"
@@ -105,6 +107,13 @@ class CudaBackend {
     return device.Check(cuda::FusedMatMul(call.problem, call.activation, tensors, device));
   }
 
+  // Work that is a part of a call, by itself.
+  template <typename Work>
+  Status Enqueue(const Work& work) {
+    StreamDevice device(settings_, *device_);
+    return device.Check(cuda::Enqueue(work, device));
+  }
+
   Status Backward(const GradientCall& call, const BackwardTensors& tensors) {
     StreamDevice device(settings_, *device_);
     return device.Check(cuda::FusedMatMulGradient(call.dtype, call.rows, call.cols,
@@ -120,6 +129,73 @@ class CudaBackend {
   std::optional<CurrentDeviceGuard> guard_;
   DType dtype_ = DType::kFloat;
 };
+
+// A matrix's sizes; throws where it is none.
+void CheckMatrix(const Input& input) {
+  if (input.shape.size() != 2) {
+    throw py::value_error(std::string("`") + input.name + "` has shape " + ToString(input.shape) +
+                          "; due is a matrix");
+  }
+}
+
+py::object Activate(const py::object& x_array, const py::object& bias_array,
+                    const std::string& activation, const py::kwargs& settings) {
+  CudaBackend backend(settings);
+  Input x = backend.Read("x", x_array), bias;
+  x.name = "x";
+  CheckMatrix(x);
+  if (!bias_array.is_none()) bias = backend.Read("bias", bias_array);
+  if (bias && (bias.shape != Shape{x.shape[1]} || bias.dtype != x.dtype)) {
+    throw py::value_error("`bias` is " + std::string(NameOf(bias.dtype)) + " " +
+                          ToString(bias.shape) + "; due is " + NameOf(x.dtype) + " [" +
+                          std::to_string(x.shape[1]) + "]");
+  }
+  cuda::BiasActivation work{x.dtype,    ParseActivation(activation, x.dtype),
+                            x.shape[0], x.shape[1],
+                            x.data,     bias.data,
+                            nullptr,    nullptr};
+  py::object y = backend.New(x.shape, /*poison=*/false, &work.y);
+  ThrowIfError(backend.Enqueue(work));
+  return y;
+}
+
+// Rows of a matrix [total, cols], selected by a list, to where they lie behind each other, or back.
+using Places = py::array_t<int64_t, py::array::c_style>;
+
+py::object CopyRows(const py::object& array, const Places& rows, std::optional<int64_t> total,
+                    const py::kwargs& settings) {
+  CudaBackend backend(settings);
+  Input input = backend.Read("array", array);
+  input.name = "array";
+  CheckMatrix(input);
+  const int64_t cols = input.shape[1];
+  const int64_t count = rows.size();
+  if (total && input.shape[0] != count) {
+    throw py::value_error("`rows` has " + std::to_string(count) + " places; due are " +
+                          std::to_string(input.shape[0]) + ", one for each row of `array`");
+  }
+  std::vector<int64_t> places;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = rows.data()[i];
+    if (row < 0 || row >= total.value_or(input.shape[0])) {
+      throw py::value_error("`rows` has " + std::to_string(row) + "; due are rows from 0 to " +
+                            std::to_string(total.value_or(input.shape[0]) - 1));
+    }
+    places.push_back(row * cols);
+  }
+  const MatrixView dense{cols, 1}, selected{cols, 1, false, 0, places.data()};
+  cuda::Copy copy{};
+  copy.dtype = input.dtype;
+  copy.rows = count;
+  copy.cols = cols;
+  copy.count = 1;
+  copy.from = input.data;
+  copy.from_view = total ? dense : selected;
+  copy.to_view = total ? selected : dense;
+  py::object result = backend.New({total.value_or(count), cols}, /*poison=*/false, &copy.to);
+  ThrowIfError(backend.Enqueue(copy));
+  return result;
+}
 
 py::dict Info() {
   const cuda::LibraryInfo info = cuda::GetLibraryInfo();
@@ -151,6 +227,22 @@ void DefineCuda(py::module_& module) {
   module.def("to_device", &DeviceArray::FromNumPy, "array"_a, py::kw_only(),
              "stream"_a = py::none(), "A copy of an array in the current GPU's memory.");
   Kernels<CudaBackend>::Define(module);
+  module.def("activate", Activate, "x"_a, "bias"_a = py::none(), py::kw_only(),
+             "activation"_a = "linear", "y = f(x + bias) for a matrix, as after a product.");
+  module.def(
+      "take_rows",
+      [](const py::object& array, const Places& rows, const py::kwargs& settings) {
+        return CopyRows(array, rows, std::nullopt, settings);
+      },
+      "array"_a, "rows"_a, "The rows of a matrix that a list names, as before a product.");
+  module.def(
+      "put_rows",
+      [](const py::object& array, const Places& rows, int64_t total, const py::kwargs& settings) {
+        return CopyRows(array, rows, total, settings);
+      },
+      "array"_a, "rows"_a, "total"_a,
+      "A matrix of `total` rows, those that a list names being an array's, as after a product; the "
+      "others are not written.");
   module.def(
       "synchronize",
       [](const py::object& stream) {

@@ -31,9 +31,12 @@ def test_script_measures_all_it_promises(tmp_path: Path) -> None:
     assert {r["dtype"] for r in records if r["suite"] == "products"} == {
         "bfloat16", "float16", "tf32", "float32", "float64",
     }  # fmt: skip
-    assert {r["suite"] for r in records} == {"products", "step", "passes"}
+    assert {r["suite"] for r in records} == {"products", "step", "passes", "host"}
     assert all(seconds > 0 for r in records for seconds in r["seconds"].values())
-    for text in ("TFLOP/s", "backward, a blocked", "products", "of the copy's bandwidth"):
+    for text in (
+        "TFLOP/s", "cublasLt's best", "backward, a blocked", "products", "bias and gelu",
+        "take every second row", "of the copy's bandwidth", "first call at a new size",
+    ):  # fmt: skip
         assert text in finished.stdout
 
 

@@ -144,3 +144,47 @@ def test_nan_stays_nan_in_the_epilogue_of_cublas_lt(
     y = cuda.matmul(*arrays, activation=activation, deterministic=True, poison=True).numpy()
     assert np.isnan(reference.widen(y[3])).all()
     assert not np.isnan(reference.widen(np.delete(y, 3, axis=0))).any()
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", SHAPES[:-2], ids=str)
+def test_bias_and_activation_alone(
+    cuda: ModuleType, rng: np.random.Generator, dtype: str, shape: tuple[int, int]
+) -> None:
+    activation = "linear" if dtype in COMPLEX else str(rng.choice(["gelu", "tanh", "silu"]))
+    x, bias = (reference.random_array(rng, s, dtype) for s in (shape, shape[1:]))
+    y = cuda.activate(cuda.to_device(x), cuda.to_device(bias), activation=activation).numpy()
+    z = reference.widen(x) + reference.widen(bias)
+    error = np.abs(reference.widen(y) - reference.activate(activation, z))
+    assert np.all(error <= 4 * reference.epsilon(dtype) * (np.abs(z) + 1))
+
+
+@pytest.mark.parametrize("dtype", (*FLOATING, *COMPLEX, "int32"), indirect=True)
+@pytest.mark.parametrize("cols", [1, 5, 64])
+def test_rows_are_taken_and_put_back(
+    cuda: ModuleType, rng: np.random.Generator, dtype: str, cols: int
+) -> None:
+    array = reference.random_array(rng, (50, cols), dtype)
+    rows = np.flatnonzero(rng.random(50) < 0.4)
+    taken = cuda.take_rows(cuda.to_device(array), rows)
+    np.testing.assert_array_equal(taken.numpy(), array[rows])
+    np.testing.assert_array_equal(cuda.put_rows(taken, rows, 60).numpy()[rows], array[rows])
+
+
+def test_rows_outside_and_other_shapes_are_errors(cuda: ModuleType) -> None:
+    x = cuda.to_device(np.ones((4, 3), np.float32))
+    vector = cuda.to_device(np.ones(4, np.float32))
+    wide = cuda.to_device(np.ones(3, np.float64))
+    for call, message in [
+        (lambda: cuda.take_rows(x, [1, 4]), "`rows` has 4; due are rows from 0 to 3"),
+        (lambda: cuda.take_rows(x, [-1]), "`rows` has -1; due are rows from 0 to 3"),
+        (lambda: cuda.put_rows(x, [0, 1, 2, 9], 9), "`rows` has 9; due are rows from 0 to 8"),
+        (lambda: cuda.put_rows(x, [0], 9), "`rows` has 1 places; due are 4"),
+        (lambda: cuda.take_rows(vector, [0]), r"`array` has shape \[4\]; due is a matrix"),
+        (lambda: cuda.activate(vector), r"`x` has shape \[4\]; due is a matrix"),
+        (lambda: cuda.activate(x, vector), r"`bias` is float32 \[4\]; due is float32 \[3\]"),
+        (lambda: cuda.activate(x, wide), r"`bias` is float64 \[3\]; due is float32 \[3\]"),
+        (lambda: cuda.activate(x, activation="none"), "none"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()

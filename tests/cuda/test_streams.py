@@ -54,6 +54,17 @@ def test_arrays_of_cupy(cuda: ModuleType, rng: np.random.Generator) -> None:
     reference.assert_close(result, reference.forward(problem), "float32")
 
 
+def test_arrays_of_jax(cuda: ModuleType, rng: np.random.Generator) -> None:
+    """JAX has a stream of its own, and each side waits for the other's."""
+    jax = pytest.importorskip("jax")
+    if jax.default_backend() != "gpu":
+        pytest.skip("this JAX sees no GPU")
+    problem = problem_of(rng, 64)
+    arrays = [jax.numpy.asarray(x) + 0 for x in (problem.a, problem.b, problem.bias)]
+    y = jax.dlpack.from_dlpack(cuda.matmul(*arrays, activation="gelu")) + 0
+    reference.assert_close(np.asarray(y), reference.forward(problem), "float32")
+
+
 def test_two_streams_at_once(cuda: ModuleType, torch: Any, rng: np.random.Generator) -> None:
     """Products of the same shape share descriptors, into which each call writes its pointers."""
     problems = [problem_of(rng, 256) for _ in range(2)]
