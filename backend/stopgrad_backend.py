@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 
@@ -71,7 +72,8 @@ def _requirements(config_settings: ConfigSettings) -> list[str]:
         return []
     wanted = os.environ.get("STOPGRAD_TENSORFLOW_REQUIREMENT")
     if wanted:
-        return [wanted]
+        distribution = re.split(r"[^\w.-]", wanted.strip(), maxsplit=1)[0]
+        return [wanted, *find_cuda.requirements(distribution)]
     default = f"tensorflow{find_tensorflow.version_range()}"
     try:
         return find_cuda.requirements(find_tensorflow.locate().distribution)

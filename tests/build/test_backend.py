@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import find_cuda
 import find_tensorflow
 import pytest
 import stopgrad_backend
@@ -102,6 +103,23 @@ def test_wish_decides_which_tensorflow_is_asked_for(
     located(lambda: INSTALLED)
     monkeypatch.setenv("STOPGRAD_TENSORFLOW_REQUIREMENT", "tensorflow-rocm==2.21.*")
     assert asked_for() == ["tensorflow-rocm==2.21.*"]
+
+
+@pytest.mark.parametrize(
+    ("wish", "brings_nvcc"),
+    [("tensorflow[and-cuda]==2.21.*", True), ("tensorflow", True), ("tensorflow-cpu~=2.21", False)],
+)
+def test_wish_for_gpus_brings_their_compiler(
+    monkeypatch: pytest.MonkeyPatch, wish: str, brings_nvcc: bool
+) -> None:
+    monkeypatch.setenv("STOPGRAD_TENSORFLOW_REQUIREMENT", wish)
+    monkeypatch.setenv("STOPGRAD_CUDA", "AUTO")
+    monkeypatch.setattr(find_cuda, "find_compiler", lambda: None)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("sys.platform", "linux")
+    requirements = stopgrad_backend.get_requires_for_build_wheel()
+    assert requirements[0] == wish
+    assert any(r.startswith("nvidia-cuda-nvcc") for r in requirements) == brings_nvcc
 
 
 def test_no_second_tensorflow_is_asked_for_where_the_first_cannot_be_seen(

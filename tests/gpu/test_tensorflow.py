@@ -82,8 +82,12 @@ def test_both_devices_give_the_same(
 
 
 def test_integers_are_placed_on_the_cpu() -> None:
+    """Also where the caller asks for a GPU: TensorFlow places softly."""
     a = tf.constant([[1, 2], [3, 4]])
-    np.testing.assert_array_equal(sg.matmul(a, a), tf.matmul(a, a))
+    with tf.device("/GPU:0"):
+        product = sg.matmul(a, a)
+    assert "CPU:0" in product.device
+    np.testing.assert_array_equal(product, [[7, 10], [15, 22]])
 
 
 def test_tf32_follows_the_switch_of_tensorflow(rng: np.random.Generator) -> None:
