@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 
 namespace stopgrad {
@@ -119,7 +120,19 @@ Status CheckRows(const Shape& shape, const Shape& y) {
 
 namespace {
 
-// What a run of weights is; a loop over it does little a row, as there may be very many.
+// How many of these bytes, which are 0 or 1, are 1; eight of them add up in a word's first byte.
+int64_t CountOnes(const uint8_t* bytes, int64_t count) {
+  int64_t sum = 0, i = 0;
+  for (; i + 8 <= count; i += 8) {
+    uint64_t word;
+    std::memcpy(&word, bytes + i, sizeof word);
+    sum += word * 0x0101010101010101 >> 56;
+  }
+  for (; i < count; ++i) sum += bytes[i];
+  return sum;
+}
+
+// What a run of weights is. A loop over it does little a row, as there may be very many.
 struct RunOfWeights {
   int64_t num_active = 0;
   bool are_0_or_1 = true;
@@ -132,12 +145,12 @@ RunOfWeights MarkActive(const T* weights, int64_t count, uint8_t* active) {
   for (int64_t i = 0; i < count; ++i) {
     const T weight = weights[i * stride];
     active[i] = weight != 0;
-    run.num_active += active[i];
     if constexpr (!std::is_same_v<T, bool>) {
       run.are_0_or_1 &= weight == 0 || weight == 1;
       run.has_nan |= weight != weight;
     }
   }
+  run.num_active = CountOnes(active, count);
   return run;
 }
 

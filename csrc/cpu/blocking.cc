@@ -75,8 +75,11 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
   const bool lies_as_multiplied = sizes.storage == kernels.element_size;
   const bool reads_a_unpacked =
       lies_as_multiplied && a.empty() && !p.a.by_list() && panels.pieces < kFewestPanelsToPack;
+  // Rows of B that are not active can be left out as it is read, by a loop that has no stride of A.
+  const bool has_loop = b.active == nullptr || !reads_a_unpacked || p.a.row_stride == 1;
   const bool reads_b_unpacked =
-      lies_as_multiplied && b.empty() && !p.b.by_list() && p.b.col_stride == 1 &&
+      lies_as_multiplied && b.saved == nullptr && has_loop && !p.b.by_list() &&
+      p.b.col_stride == 1 &&
       (strips.pieces < kFewestStripsToPack || p.k * p.n * sizes.storage <= kLargestUnpackedB);
   const int64_t packed_panels = !reads_b_unpacked                ? panels.pieces
                                 : p.n % kernels.panel_width == 0 ? 0

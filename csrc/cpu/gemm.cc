@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -58,22 +59,31 @@ Factor From(const Factor& factor, const MatrixView& view, int64_t element_size) 
 constexpr int64_t kAlignment = 64;
 int64_t Aligned(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment; }
 
-// Those of a few rows that are not active. They may come at random, so a branch for each row would
-// cost more than the row.
-struct Inactive {
-  int64_t count = 0;
-  int64_t rows[kRowsAtATime];
-};
-static_assert(kMostRows <= kRowsAtATime);
+// Which of a few rows are not active, a bit each. Most often none is, and a branch for each row
+// would cost more than the row.
+using Rows = uint32_t;
+static_assert(kMostRows <= kRowsAtATime && kRowsAtATime <= 16);
 
-Inactive FindInactive(const uint8_t* active, int64_t rows) {
-  Inactive inactive;
-  if (active == nullptr) return inactive;
-  for (int64_t i = 0; i < rows; ++i) {
-    inactive.rows[inactive.count] = i;
-    inactive.count += !active[i];
+// Of eight rows, whose bytes are 1 or 0.
+Rows InactiveOfEight(const uint8_t* active) {
+  uint64_t bytes;
+  std::memcpy(&bytes, active, sizeof bytes);
+  bytes ^= 0x0101010101010101;
+  return static_cast<Rows>(bytes * 0x0102040810204080 >> 56);
+}
+
+Rows FindInactive(const uint8_t* active, int64_t rows) {
+  if (rows >= 8) {
+    return InactiveOfEight(active) | InactiveOfEight(active + rows - 8) << (rows - 8);
   }
+  Rows inactive = 0;
+  for (int64_t i = 0; i < rows; ++i) inactive |= Rows{!active[i]} << i;
   return inactive;
+}
+
+template <typename Function>
+void ForEach(Rows rows, Function&& function) {
+  for (; rows != 0; rows &= rows - 1) function(__builtin_ctz(rows));
 }
 
 // Each matrix of a batch by one thread where there are enough of them, else all threads on each.
@@ -309,8 +319,9 @@ class BatchedProduct {
     const int64_t piece_bytes = kernels_.Steps(k) * step_bytes;
     char* const memory = scratch + strips_bytes_ + tile_bytes_;
     for (int64_t l = 0; l < k; l += rows) {
-      const Inactive inactive =
-          FindInactive(view.Active(offset, k_begin + l), std::min(rows, k - l));
+      const uint8_t* const active = view.Active(offset, k_begin + l);
+      // Rows of memory lie across here, so these are few.
+      const Rows inactive = active ? FindInactive(active, std::min(rows, k - l)) : 0;
       for (int64_t first = begin; first < end; first += pieces_of_patch) {
         const int64_t last = first + pieces_of_patch;
         const int64_t count = std::min(pieces.extent, pieces.Begin(last)) - pieces.Begin(first);
@@ -331,20 +342,19 @@ class BatchedProduct {
   }
 
   // Makes these rows of a packed piece zeros.
-  void ZeroRows(const Inactive& inactive, int64_t step_bytes, char* packed) const {
+  void ZeroRows(Rows inactive, int64_t step_bytes, char* packed) const {
     const bool are_pairs = kernels_.steps_of_two_k == 1;
-    for (int64_t i = 0; i < inactive.count; ++i) {
-      const int64_t l = inactive.rows[i];
+    ForEach(inactive, [&](int64_t l) {
       char* const step = packed + l * kernels_.steps_of_two_k / 2 * step_bytes;
       if (!are_pairs) {
         std::memset(step, 0, kernels_.Steps(1) * step_bytes);
-        continue;
+        return;
       }
       const int64_t half = kernels_.element_size / 2;
       for (int64_t at = l % 2 * half; at < step_bytes; at += 2 * half) {
         std::memset(step + at, 0, half);
       }
-    }
+    });
   }
 
   void PackPanels(const Matrix& matrix, const Phase& phase, int64_t job, char* scratch) const {
@@ -435,7 +445,7 @@ class BatchedProduct {
         PackPieces(kernels_.pack_strip, a_, a_begin, blocking_.strips, strip_begin, strip_end,
                    k_begin, k, strip_step_bytes(), scratch, scratch);
       }
-      const auto& multiply = tile.a_stride == 1 ? kernels_.multiply : kernels_.multiply_strided;
+      const uint8_t* const active = b_.Active(OffsetOfB(matrix, phase), k_begin);
       for (int64_t strip = strip_begin; strip < strip_end; ++strip) {
         const int64_t row = blocking_.strips.Begin(strip);
         const int64_t rows = blocking_.strips.Size(strip);
@@ -452,9 +462,14 @@ class BatchedProduct {
                                    blocking_.panels.Begin(panel) * p_.b.col_stride) *
                                       sizes_.storage);
           tile.b_stride = packed ? kernels_.panel_width : p_.b.row_stride;
+          tile.b_active = packed ? nullptr : active;  // packed ones are zeros
           tile.c = sums.data + (panel - panel_begin) * kernels_.panel_width * sizes_.real;
           tile.cols = blocking_.panels.Size(panel);
-          multiply[rows * sizes_.parts - 1][(tile.cols - 1) / kernels_.lanes](tile);
+          const Reads reads = tile.a_stride != 1         ? Reads::kStridedA
+                              : tile.b_active != nullptr ? Reads::kActiveB
+                                                         : Reads::kAsPacked;
+          kernels_.multiply[static_cast<int>(reads)][rows * sizes_.parts - 1]
+                           [(tile.cols - 1) / kernels_.lanes](tile);
         }
         if (phase.last && block == last_block && blocking_.slices.pieces == 1) {
           Finish(matrix, sums, row, rows, column, columns);
@@ -492,11 +507,10 @@ class BatchedProduct {
     }
     if (epilogue_.active == nullptr) return;
     const int64_t first = matrix.offsets.c + row * p_.c.row_stride;
-    const Inactive inactive = FindInactive(epilogue_.active + matrix.first_row + row, rows);
-    for (int64_t i = 0; i < inactive.count; ++i) {
-      const int64_t c = first + inactive.rows[i] * p_.c.row_stride + column;
-      std::memset(At(c_, c * sizes_.storage), 0, columns * sizes_.storage);
-    }
+    ForEach(FindInactive(epilogue_.active + matrix.first_row + row, rows), [&](int64_t i) {
+      std::memset(At(c_, (first + i * p_.c.row_stride + column) * sizes_.storage), 0,
+                  columns * sizes_.storage);
+    });
   }
 
   void WriteOut(const Matrix& matrix, const Sums& sums, int64_t row, int64_t rows, int64_t column,

@@ -43,10 +43,11 @@ using PackLoop = void (*)(const PackSource& source, void* packed);
 struct MicroTile {
   int64_t steps;  // rows of the packed strip
   const void* a;
-  int64_t a_stride;  // from row to row, or 1 for a loop that takes them to be next to each other
+  int64_t a_stride;  // from row to row
   int64_t a_step;
   const void* b;
   int64_t b_stride;
+  const uint8_t* b_active;  // 1, or 0 where zeros stand for a row of B
   double alpha;
   bool adds;
   void* c;
@@ -54,6 +55,10 @@ struct MicroTile {
   int64_t cols;
 };
 using MultiplyLoop = void (*)(const MicroTile& tile);
+
+// What a loop has to heed beside: nothing, an a_stride other than 1, or b_active.
+enum class Reads { kAsPacked, kStridedA, kActiveB };
+inline constexpr int kNumReads = 3;
 
 inline constexpr int kMostRows = 14;
 inline constexpr int kMostVectors = 2;
@@ -68,9 +73,8 @@ struct GemmKernels {
   int steps_of_two_k;  // rows of a packed piece for two of k: 1 of pairs, 2, or 4 of complex parts
   PackLoop pack_strip;
   PackLoop pack_panel;
-  // [rows - 1][vectors - 1], for rows of A next to each other, and a_stride apart.
-  MultiplyLoop multiply[kMostRows][kMostVectors];
-  MultiplyLoop multiply_strided[kMostRows][kMostVectors];
+  // [reads][rows - 1][vectors - 1]; of active rows only where elements are multiplied as they lie.
+  MultiplyLoop multiply[kNumReads][kMostRows][kMostVectors];
 
   int64_t Steps(int64_t k) const { return (k * steps_of_two_k + 1) / 2; }
 };

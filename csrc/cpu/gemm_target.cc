@@ -74,6 +74,7 @@ inline Vector<float> WidenHalf(const Half* from) {
 // piece holds `Packed` numbers, each made of kDepth elements along k.
 template <typename Storage, typename T>
 struct OneByOne {
+  using Stored = Storage;
   using Packed = T;
   using Sum = T;
   static constexpr int kDepth = 1;
@@ -103,6 +104,7 @@ struct OneByOne {
 
 #ifdef __AVX512BF16__
 struct PairsOfBFloat16 {
+  using Stored = BFloat16;
   using Packed = uint32_t;
   using Sum = float;
   static constexpr int kDepth = 2;
@@ -133,7 +135,28 @@ struct PairsOfBFloat16 {
 };
 #endif
 
-template <typename Arithmetic, int rows, int vectors, bool strided>
+// Copies fewer than 2 `most` elements, in pieces of a power of two: a loop would become a call of
+// memcpy, which costs more than a short row.
+template <typename T, int most>
+[[gnu::always_inline]] inline void CopyFew(const T* from, int64_t count, T* to) {
+  if (count & most) {
+    std::memcpy(to, from, most * sizeof(T));
+    from += most;
+    to += most;
+  }
+  if constexpr (most > 1) CopyFew<T, most / 2>(from, count, to);
+}
+
+// `row`, or zeros in its place. Rows that are not active may come at random, so this is no branch.
+template <typename T, int count>
+const T* IfActive(uint8_t active, const T* row) {
+  static constexpr T kZeros[count] = {};
+  const auto zeros = reinterpret_cast<uintptr_t>(kZeros);
+  const uintptr_t distance = reinterpret_cast<uintptr_t>(row) - zeros;
+  return reinterpret_cast<const T*>(zeros + (distance & -static_cast<uintptr_t>(active)));
+}
+
+template <typename Arithmetic, int rows, int vectors, Reads reads>
 void Multiply(const MicroTile& tile) {
   using T = typename Arithmetic::Sum;
   using Packed = typename Arithmetic::Packed;
@@ -142,14 +165,19 @@ void Multiply(const MicroTile& tile) {
   const auto* a = static_cast<const Packed*>(tile.a);
   const auto* b = static_cast<const Packed*>(tile.b);
   for (int64_t step = 0; step < tile.steps; ++step) {
+    const Packed* row = b;
+    if constexpr (reads == Reads::kActiveB) {
+      row = IfActive<Packed, vectors * kLanes>(tile.b_active[step], b);
+    }
     Vector<Packed> b_row[vectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) b_row[v] = LoadVector(b + v * kLanes);
+    for (int v = 0; v < vectors; ++v) b_row[v] = LoadVector(row + v * kLanes);
 #pragma GCC unroll 14
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) {
-        Arithmetic::MultiplyAdd(a[strided ? i * tile.a_stride : i], b_row[v], &sums[i][v]);
+        Arithmetic::MultiplyAdd(a[reads == Reads::kStridedA ? i * tile.a_stride : i], b_row[v],
+                                &sums[i][v]);
       }
     }
     a += tile.a_step;
@@ -168,19 +196,19 @@ void Multiply(const MicroTile& tile) {
       }
     }
   } else {
-    T products[rows][vectors * kLanes];
+    constexpr int kWidth = vectors * kLanes;
 #pragma GCC unroll 14
     for (int i = 0; i < rows; ++i) {
+      T* const to = c + i * tile.c_stride;
+      T row[kWidth];
+      if (tile.adds) CopyFew<T, kWidth / 2>(to, tile.cols, row);
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) {
-        StoreVector<T>(alpha * sums[i][v], products[i] + v * kLanes);
+        const Vector<T> product = alpha * sums[i][v];
+        T* const part = row + v * kLanes;
+        StoreVector<T>(tile.adds ? LoadVector(part) + product : product, part);
       }
-    }
-    for (int i = 0; i < rows; ++i) {
-      T* const to = c + i * tile.c_stride;
-      for (int64_t j = 0; j < tile.cols; ++j) {
-        to[j] = tile.adds ? to[j] + products[i][j] : products[i][j];
-      }
+      CopyFew<T, kWidth / 2>(row, tile.cols, to);
     }
   }
 }
@@ -299,15 +327,16 @@ void PackComplexPanel(const PackSource& source, void* packed) {
   }
 }
 
-template <typename Arithmetic, int rows, size_t... vectors>
+template <typename Arithmetic, Reads reads, int rows, size_t... vectors>
 constexpr void FillVectors(GemmKernels* kernels, std::index_sequence<vectors...>) {
-  ((kernels->multiply[rows - 1][vectors] = Multiply<Arithmetic, rows, vectors + 1, false>), ...);
-  ((kernels->multiply_strided[rows - 1][vectors] = Multiply<Arithmetic, rows, vectors + 1, true>),
+  ((kernels->multiply[static_cast<int>(reads)][rows - 1][vectors] =
+        Multiply<Arithmetic, rows, vectors + 1, reads>),
    ...);
 }
-template <typename Arithmetic, size_t... rows>
+template <typename Arithmetic, Reads reads, size_t... rows>
 constexpr void FillRows(GemmKernels* kernels, std::index_sequence<rows...>) {
-  (FillVectors<Arithmetic, rows + 1>(kernels, std::make_index_sequence<kMostVectors>()), ...);
+  (FillVectors<Arithmetic, reads, rows + 1>(kernels, std::make_index_sequence<kMostVectors>()),
+   ...);
 }
 
 template <typename Arithmetic>
@@ -323,7 +352,12 @@ constexpr GemmKernels MakeKernels(PackLoop pack_strip, PackLoop pack_panel, int 
   kernels.steps_of_two_k = steps_of_two_k;
   kernels.pack_strip = pack_strip;
   kernels.pack_panel = pack_panel;
-  FillRows<Arithmetic>(&kernels, std::make_index_sequence<kRows>());
+  constexpr auto kEveryRows = std::make_index_sequence<kRows>();
+  FillRows<Arithmetic, Reads::kAsPacked>(&kernels, kEveryRows);
+  FillRows<Arithmetic, Reads::kStridedA>(&kernels, kEveryRows);
+  if constexpr (std::is_same_v<typename Arithmetic::Stored, typename Arithmetic::Sum>) {
+    FillRows<Arithmetic, Reads::kActiveB>(&kernels, kEveryRows);
+  }
   return kernels;
 }
 
