@@ -12,13 +12,22 @@ import pytest
 import run
 import stopgrad_op as sg
 from peers import PEERS
-from runner import QUICK, Plan
+from runner import QUICK, Plan, Prepared
 from workloads import SUITES
 
 
 def test_peer_that_is_not_installed_is_left_out_and_named(monkeypatch):
     monkeypatch.setattr(run, "is_installed", lambda name: name != "torch")
-    assert run.choose_peers(["tf-eager", "torch", "jax"]) == (["tf-eager", "jax"], ["torch"])
+    here, missing = run.choose_peers(["tf-eager", "torch", "jax"], "cpu")
+    assert (here, missing) == (["tf-eager", "jax"], {"torch": "not installed"})
+
+
+@pytest.mark.parametrize(("device", "only"), [("cpu", "numpy"), ("gpu", "torch-compile")])
+def test_peers_are_those_of_the_device(monkeypatch, device, only):
+    monkeypatch.setattr(run, "is_installed", lambda _: True)
+    here, missing = run.choose_peers(["numpy", "torch", "torch-compile"], device)
+    assert set(here) == {only, "torch"}
+    assert missing == {}
 
 
 def test_peers_are_found_by_the_package_that_they_need():
@@ -28,7 +37,7 @@ def test_peers_are_found_by_the_package_that_they_need():
 
 def test_suites_without_large_cases_keep_groups_whole():
     # Below the full backward pass of 256×1024×1024, and above one with an operand blocked.
-    plan = replace(QUICK, most_flops=6e8)
+    plan = replace(QUICK["cpu"], most_flops=6e8)
     cases = run.choose_cases(list(SUITES), "cpu", plan)
     assert all(case.flops <= 6e8 for case in cases)
     for suite in SUITES.values():
@@ -46,11 +55,14 @@ class DisagreeingWorker:
     """Each peer has a result of its own, and each call takes a second."""
 
     def __init__(self, peer, _threads, device):
-        self.y = np.full(3, len(peer))
-        assert device == "cpu"
+        self.peer = peer
+        self.device = device
+
+    def missing(self):
+        return ""
 
     def prepare(self, _number, _task):
-        return {"y": self.y}
+        return Prepared({"y": np.full(3, len(self.peer))})
 
     def measure(self, _number, _seconds):
         return [1.0]
@@ -75,12 +87,12 @@ class AgreeingWorker(DisagreeingWorker):
     """All peers have the same result."""
 
     def prepare(self, _number, _task):
-        return {"y": np.ones(3)}
+        return Prepared({"y": np.ones(3)})
 
 
 def test_pictures_of_all_suites_stand_in_the_report(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(run, "QUICK", replace(QUICK, pause=0))
+    monkeypatch.setitem(run.QUICK, "cpu", replace(QUICK["cpu"], pause=0))
     monkeypatch.setattr(run, "ProcessWorker", AgreeingWorker)
     monkeypatch.setattr(run, "measure_limits", lambda *_: ({}, None))
     arguments = ["--quick", "--suite", "control", "scaling", "--peers", "tf-xla"]
@@ -96,7 +108,7 @@ def test_pictures_of_all_suites_stand_in_the_report(monkeypatch, tmp_path, capsy
 @pytest.mark.skipif(sg.build_info()["tensorflow"] is None, reason="a build without TensorFlow")
 def test_quick_run_from_end_to_end(monkeypatch, tmp_path, capsys):
     shortest = Plan(rounds=1, turn=0.001, pause=0, most_flops=None, limit_seconds=0.001)
-    monkeypatch.setattr(run, "QUICK", shortest)
+    monkeypatch.setitem(run.QUICK, "cpu", shortest)
     files = {name: tmp_path / "results" / f"run.{name}" for name in ("json", "report")}
     code = run.main(
         ["--quick", "--suite", "blog", "--peers", "tf-eager", "--threads", "1"]
