@@ -73,7 +73,7 @@ def measure_limits(
                 limits[count] = json.loads(run.stdout)
         except (OSError, subprocess.CalledProcessError) as error:
             why = getattr(error, "stderr", None) or error
-            return {}, f"the machine's limit is not measured: {str(why).strip()}"
+            return {}, f"the machine's limit is not measured: {str(why).strip()[-500:]}"
     return limits, None
 
 

@@ -133,8 +133,9 @@ def _about_machine(machine: Mapping[str, Any]) -> list[str]:
             for name, rate in limit.items()
             if name != "copy"
         ]
+        on_host = f", {threads} {'thread' if threads == '1' else 'threads'}"
         lines.append(
-            f"* limit, {threads} {'thread' if threads == '1' else 'threads'}: {', '.join(rates)},"
+            f"* limit{on_host if machine['device'] == 'cpu' else ''}: {', '.join(rates)},"
             f" copying memory {limit['copy'] / 1e9:.1f} GB/s read and written"
         )
     return lines + [f"* {remark}" for remark in machine["remarks"]]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import peers
 
 # A sample is the mean over calls that take at least this long together: long beside the clock's
-# resolution, short beside a turn. A GPU is waited for at its end, which takes up to 0.1 ms.
+# resolution, short beside a turn. On a GPU also long beside the wait at its end.
 SAMPLE_SECONDS = {"cpu": 0.001, "gpu": 0.01}
 # How much of an array is compared.
 COMPARED = 2**22

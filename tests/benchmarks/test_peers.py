@@ -265,7 +265,6 @@ def test_result_on_another_device_is_an_error(monkeypatch):
     ("name", "why"),
     [
         ("tf-function", "TensorFlow sees no GPU"),
-        ("keras", "TensorFlow sees no GPU"),
         ("torch-compile", "PyTorch sees no GPU"),
         ("jax", "JAX sees no GPU: "),
         ("stopgrad_op", _library.load_gpu()),

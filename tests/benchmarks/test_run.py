@@ -83,6 +83,26 @@ def test_run_with_a_peer_that_computes_something_else_fails_loudly(monkeypatch, 
     assert "**numpy** does not agree" in output.out
 
 
+class WorkerWithoutGpu(DisagreeingWorker):
+    """Nobody has a GPU."""
+
+    def missing(self):
+        return "it was built with STOPGRAD_CUDA=OFF"
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_package_without_a_gpu_is_an_error_that_says_why(monkeypatch, capsys, alone):
+    monkeypatch.setattr(run, "ProcessWorker", WorkerWithoutGpu)
+    monkeypatch.setattr(
+        run, "measure_limits", lambda *_: pytest.fail("there is nothing to measure")
+    )
+    peers = [] if alone else ["tf-eager"]
+    assert run.main(["--device", "gpu", "--quick", "--suite", "overhead", "--peers", *peers]) == 1
+    assert "stopgrad_op has no gpu here: it was built with STOPGRAD_CUDA=OFF" in (
+        capsys.readouterr().err
+    )
+
+
 class AgreeingWorker(DisagreeingWorker):
     """All peers have the same result."""
 
@@ -103,6 +123,37 @@ def test_pictures_of_all_suites_stand_in_the_report(monkeypatch, tmp_path, capsy
     assert "](run-control.png)" in report
     assert (tmp_path / "run-control.png").exists()
     assert capsys.readouterr().err == ""
+
+
+class WorkerOfAGpu(AgreeingWorker):
+    """TensorFlow alone has one, and knows what memory is taken."""
+
+    def missing(self):
+        assert self.device == "gpu"
+        return "JAX sees no GPU" if self.peer == "jax" else ""
+
+    def prepare(self, _number, _task):
+        return Prepared({"y": np.ones(3)}, 2**20)
+
+
+def test_run_on_a_gpu_names_who_sees_none_and_records_memory(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run, "is_installed", lambda name: name != "torch")
+    monkeypatch.setattr(run, "ProcessWorker", WorkerOfAGpu)
+    monkeypatch.setattr(run, "measure_limits", lambda *_: ({2: {"tf32": 1e14, "copy": 1e12}}, None))
+    monkeypatch.setattr(run.machine_description, "available_threads", lambda: 2)
+    files = ["--json", str(tmp_path / "gpu.json")]
+    peers = ["--peers", "tf-eager", "torch", "jax"]
+    suites = ["--suite", "overhead", "dtypes"]
+    assert run.main(["--device", "gpu", "--quick", "--threads", "2", *suites, *peers, *files]) == 0
+    *records, last = json.loads((tmp_path / "gpu.json").read_text())
+    assert last["machine"]["remarks"][0] == "left out: torch (not installed), jax (JAX sees no GPU)"
+    assert {record["device"] for record in records} == {"gpu"}
+    eager = next(record for record in records if record["mode"] == "eager")
+    assert eager["memory"] == {"stopgrad_op": 2**20, "tf-eager": 2**20}
+    assert "1.0 MiB" in capsys.readouterr().out
+    limits = {record["case"]: record["limit"] for record in records}
+    assert limits["float32, 4096³"] == 2 * 4096**3 / 1e14
+    assert limits["float64, 4096³"] is None
 
 
 @pytest.mark.skipif(sg.build_info()["tensorflow"] is None, reason="a build without TensorFlow")

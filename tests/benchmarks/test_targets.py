@@ -279,7 +279,7 @@ def test_report_shows_losses_failures_and_who_is_missing():
     assert "**torch** does not agree" in report
     assert "left out: jax (not installed)" in report
     assert "![a picture](plot.png)" in report
-    assert "float32 200 GFLOP/s" in report
+    assert "limit, 2 threads: float32 200 GFLOP/s" in report
     assert "GFLOP/s" in report
     assert "against PyTorch" not in report
     assert "MiB" not in report
@@ -291,7 +291,7 @@ def test_report_of_a_gpu_has_its_name_targets_units_and_memory():
     machine = {**MACHINE, "device": "gpu", "gpu": gpu, "limits": limits}
     report = make_report(records({(STEP, "stopgrad_op"): 0.004}, "gpu"), machine, {})
     assert "* name a GPU, driver_version 580.1" in report
-    assert "bfloat16 700 TFLOP/s, tf32 400 TFLOP/s, copying memory 2800.0 GB/s" in report
+    assert "limit: bfloat16 700 TFLOP/s, tf32 400 TFLOP/s, copying memory 2800.0 GB/s" in report
     assert "GFLOP/s" not in report
     # 3.3 TFLOP in 4 ms.
     assert [
