@@ -4,6 +4,7 @@
 #   TENSORFLOW=2.20.0      that release, in an environment of its own; nightly: the newest nightly
 #   PYTEST_ARGS="-k plan"  more arguments for pytest
 #   CUDA=ON                the CUDA kernels too, with NVIDIA's compiler from PyPI where there is none
+#   DEVICE=gpu             what make bench measures
 #   BENCH_ARGS="--quick"   other arguments for the benchmark
 #   TORCH=torch            measures PyTorch too; any requirement that pip understands
 
@@ -11,7 +12,8 @@ PYTHON ?= python3
 TENSORFLOW ?=
 CUDA ?=
 PYTEST_ARGS ?=
-BENCH_RESULTS := benchmarks/results/cpu
+DEVICE ?= cpu
+BENCH_RESULTS := benchmarks/results/$(DEVICE)
 BENCH_ARGS ?= --json $(BENCH_RESULTS).json --report $(BENCH_RESULTS).md --plot $(BENCH_RESULTS).png
 TORCH ?=
 
@@ -23,6 +25,7 @@ help: ## say what there is
 	@echo "make demo    install into .venvs/ from source and show what blocking a gradient does"
 	@echo "make test    install into .venvs/ from source and run the test suite"
 	@echo "make bench   measure beside stock TensorFlow, Keras, JAX and NumPy; half an hour and more"
+	@echo "make bench DEVICE=gpu  the same on a GPU"
 	@echo "make gpu-check  everything that needs a GPU, and one report of it"
 	@echo "make lint    ruff, mypy and clang-format, each in the version that pyproject.toml names"
 	@echo "make format  let ruff and clang-format rewrite what make lint complains about"
@@ -35,22 +38,25 @@ help: ## say what there is
 python_tag := $(shell exec 2>/dev/null; $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 venv := .venvs/python$(python_tag)-tensorflow$(addprefix -,$(TENSORFLOW))$(if $(CUDA),-cuda)
 # PyTorch is asked for, because on x86-64 Linux PyPI has it with CUDA only: several gigabytes.
-bench_venv := $(venv)-bench$(if $(TORCH),-torch)
+on_device := $(addprefix -,$(filter-out cpu,$(DEVICE)))
+bench_venv := $(venv)-bench$(on_device)$(if $(TORCH),-torch)
 lint_venv := .venvs/lint
 # The environment's bin on PATH, as if it were activated: an installer that builds in an environment
 # of its own has no other way to find TensorFlow.
 pip = PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python -m pip --disable-pip-version-check install \
   --quiet
 
-# `tensorflow-cpu` is a third of the download and exists for x86-64 Linux only.
+# `tensorflow-cpu` is a third of the download and exists for x86-64 Linux only. Of CUDA, TensorFlow
+# brings only what it is asked for, and sees no GPU without the rest.
 has_nvidia := $(wildcard /proc/driver/nvidia/version)
-cpu := $(if $(has_nvidia),,$(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),-cpu))
+cpu_only := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),-cpu)
+variant := $(if $(has_nvidia),[and-cuda],$(cpu_only))
 ifeq ($(TENSORFLOW),)
-tensorflow = tensorflow$(cpu)$$($(PYTHON) backend/find_tensorflow.py --supported)
+tensorflow = tensorflow$(variant)$$($(PYTHON) backend/find_tensorflow.py --supported)
 else ifeq ($(TENSORFLOW),nightly)
-tensorflow = tf-nightly$(cpu)
+tensorflow = tf-nightly$(variant)
 else
-tensorflow = tensorflow$(cpu)==$(TENSORFLOW)
+tensorflow = tensorflow$(variant)==$(TENSORFLOW)
 endif
 
 # A file newer than the installed package means: install it again.
@@ -90,7 +96,8 @@ $(venv)/stopgrad_op: $(sources) | $(venv)/tensorflow $(if $(CUDA),$(venv)/cuda)
 
 $(bench_venv)/stopgrad_op: $(sources) | $(bench_venv)/tensorflow
 	@echo "==> building and installing stopgrad_op, and what it is measured beside"
-	@$(call pip,$(bench_venv)) . --group bench $(if $(TORCH),"$(TORCH)")
+	@$(if $(on_device),STOPGRAD_CUDA=ON) $(call pip,$(bench_venv)) . --group bench$(on_device) \
+	  $(if $(TORCH),"$(TORCH)")
 	@touch $@
 
 $(lint_venv)/linters: pyproject.toml | $(lint_venv)/pip
@@ -109,7 +116,8 @@ gpu-check: $(venv)/stopgrad_op
 	TF_CPP_MIN_LOG_LEVEL=2 $(venv)/bin/python tools/gpu_check.py
 
 bench: $(bench_venv)/stopgrad_op
-	TF_CPP_MIN_LOG_LEVEL=2 $(bench_venv)/bin/python benchmarks/run.py $(BENCH_ARGS)
+	TF_CPP_MIN_LOG_LEVEL=2 $(bench_venv)/bin/python benchmarks/run.py --device $(DEVICE) \
+	  $(BENCH_ARGS)
 
 cpp_files = $(shell find csrc benchmarks tests/cuda -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,20 +10,44 @@ import numpy as np
 from workloads import Array
 
 # Distance of neighbouring numbers near 1, and of the type that sums are kept in.
-_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+_EPSILON = {
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+    "tf32": 2.0**-10,
+    "float32": 2.0**-23,
+    "float64": 2.0**-52,
+}
 _PART = {"complex64": "float32", "complex128": "float64"}
+_SUMMED_IN = {"float16": "float32", "bfloat16": "float32", "tf32": "float32"}
 
 # Sums of some thousand terms in another order differ by some dozen units in the last place.
 _UNITS = 256
 # A sum that is rounded to the other side of zero switches a relu, and with it one row's part in
 # every gradient. A gradient of something else is further off than this.
 _GRADIENTS = 0.02
+# With short factors that happens all the time, to so large a share of the sums in each layer as
+# they are rounded by, and in few rows to one or two of them.
+_SWITCHED_ROWS = 2
 
 
-def disagreement(ours: Mapping[str, Array], theirs: Mapping[str, Array], dtype: str) -> str | None:
+def disagreement(
+    ours: Mapping[str, Array],
+    theirs: Mapping[str, Array],
+    dtype: str,
+    *,
+    layers: int = 1,
+    rows: int | None = None,
+) -> str | None:
     """Compare results by name, in the root mean square over each array.
 
     Gradients must also have the same rows and columns of exact zeros: what does not learn.
+
+    Parameters
+    ----------
+    dtype
+        What products are computed in, as `workloads.multiplied_in` names it.
+    layers, rows
+        How many the network has, and its input; `None` stands for very many.
 
     Returns
     -------
@@ -38,10 +63,13 @@ def disagreement(ours: Mapping[str, Array], theirs: Mapping[str, Array], dtype: 
             allowed = 0.0
         else:
             part = _PART.get(dtype, dtype)
-            summed = "float32" if part in ("float16", "bfloat16") else part
-            allowed = _UNITS * _EPSILON[summed] + 2 * _EPSILON[part]
-        if name != "y":
-            allowed = max(allowed, _GRADIENTS)
+            epsilon, of_sums = _EPSILON[part], _EPSILON[_SUMMED_IN.get(part, part)]
+            allowed = layers * (_UNITS * of_sums + 2 * epsilon)
+            if name != "y":
+                allowed = max(allowed, _GRADIENTS)
+                if epsilon > of_sums:
+                    switched = layers * epsilon + (_SWITCHED_ROWS / rows if rows else 0)
+                    allowed = max(allowed, math.sqrt(switched))
         wide = np.complex128 if np.iscomplexobj(due) else np.float64
         due, found = due.astype(wide), found.astype(wide)
         off, size = np.linalg.norm(found - due), np.linalg.norm(due)

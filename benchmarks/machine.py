@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from limit import Limit
-from runner import Plan
+from runner import Plan, worker_environment
 
 _PACKAGES = (
     "stopgrad_op",
@@ -23,6 +25,11 @@ _PACKAGES = (
     "torch",
     "jax",
     "jaxlib",
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "nvidia-cublas-cu12",
+    "nvidia-cublas",
+    "triton",
     "numpy",
 )
 # Environment variables that choose kernels or threads, and so the result.
@@ -39,7 +46,13 @@ _CHOOSERS = (
     "TF_XLA_FLAGS",
     "XLA_FLAGS",
     "LD_PRELOAD",
+    "CUBLAS",
+    "CUDA_LAUNCH_BLOCKING",
+    "NVIDIA_TF32_OVERRIDE",
+    "TF_GPU_",
 )
+# What nvidia-smi is asked.
+_ABOUT_GPU = ("name", "compute_cap", "memory.total", "clocks.max.sm", "clocks.sm", "driver_version")
 
 
 def available_threads() -> int:
@@ -77,9 +90,27 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def describe(plan: Plan, quick: bool, threads: int) -> dict[str, Any]:
+def describe_gpu() -> dict[str, str]:
+    """Return what nvidia-smi says of the GPU that workers see; nothing where it is not there."""
+    number = worker_environment(1, "gpu")["CUDA_VISIBLE_DEVICES"].partition(",")[0]
+    query = f"--query-gpu={','.join(_ABOUT_GPU)}"
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", f"--id={number}", query, "--format=csv,noheader"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return dict(zip(_ABOUT_GPU, answer.strip().split(", "), strict=True))
+
+
+def describe(plan: Plan, quick: bool, threads: int, device: str) -> dict[str, Any]:
     """Return machine, versions, and how long was measured. The limits come later."""
     return {
+        "device": device,
+        "gpu": describe_gpu() if device == "gpu" else {},
         "processor": _processor(),
         "processors": available_threads(),
         "threads": threads,
@@ -93,6 +124,6 @@ def describe(plan: Plan, quick: bool, threads: int) -> dict[str, Any]:
     }
 
 
-def limits_as_json(limits: dict[int, Limit]) -> dict[str, dict[str, float]]:
+def limits_as_json(limits: Mapping[int, Limit]) -> dict[str, Limit]:
     """Return the limits by number of threads, as JSON has keys."""
-    return {str(threads): asdict(limit) for threads, limit in limits.items()}
+    return {str(threads): limit for threads, limit in limits.items()}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peers import OURS, PEERS
-from records import Record
-from workloads import CASES, Case
+from records import UNITS, Record
+from workloads import CASES, Case, multiplied_in
 
 
 class Picture(NamedTuple):
@@ -63,7 +63,7 @@ def _line(axis: Any, peer: str, points: Mapping[Any, float]) -> None:
         [points[x] for x in sorted(points)],
         label=peer,
         color=plt.colormaps["tab10"](index),
-        marker="os^vDPX*"[index],
+        marker="os^vDPX*<"[index],
         markersize=5,
         linewidth=3 if peer == OURS else 1.5,
     )
@@ -89,41 +89,56 @@ def _ours_on_top(peers: Sequence[str]) -> list[str]:
     return sorted(peers, key=lambda peer: peer == OURS)
 
 
-def _speeds(records: Sequence[Record]) -> dict[str, dict[int, float]]:
-    """Return GFLOP/s by peer and size, each peer in the faster of its modes."""
+def _speeds(records: Sequence[Record], operations: float) -> dict[str, dict[int, float]]:
+    """Return speeds by peer and size, each peer in the faster of its modes."""
     speeds: dict[str, dict[int, float]] = {}
     for record in records:
         size = CASES[f"{record['suite']}/{record['case']}"].x[0]
         for peer, seconds in record["seconds"].items():
             sizes = speeds.setdefault(peer, {})
-            sizes[size] = max(sizes.get(size, 0), record["flops"] / seconds / 1e9)
+            sizes[size] = max(sizes.get(size, 0), record["flops"] / seconds / operations)
     return speeds
 
 
 def _draw_scaling(records: Sequence[Record], machine: Mapping[str, Any], file: Path) -> bool:
-    """Draw speed against size, a panel for each number of threads; return whether there was any."""
-    scaling = [record for record in records if record["suite"] == "scaling"]
-    panels = sorted({record["threads"] for record in scaling})
+    """Draw speed against size, a panel for each dtype and number of threads, if there are any.
+
+    Returns
+    -------
+    Whether there were.
+    """
+    panels: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        if record["suite"] == "scaling":
+            panels.setdefault((record["dtype"], record["threads"]), []).append(record)
     if not panels:
         return False
+    unit, operations = UNITS[machine["device"]]
     figure, axes = _panels(len(panels))
-    for axis, threads in zip(axes, panels, strict=True):
-        speeds = _speeds([record for record in scaling if record["threads"] == threads])
+    for axis, ((dtype, threads), scaling) in zip(axes, panels.items(), strict=True):
+        speeds = _speeds(scaling, operations)
         for peer in _ours_on_top(list(speeds)):
             _line(axis, peer, speeds[peer])
-        limit = machine["limits"].get(str(threads))
-        if limit is not None:
-            peak = limit["float32"] / 1e9
-            axis.axhline(peak, color="black", linestyle="--", linewidth=1.2, label="machine's peak")
+        precision = multiplied_in(dtype, machine["device"])
+        peak = machine["limits"].get(str(threads), {}).get(precision)
+        if peak is not None:
+            axis.axhline(
+                peak / operations,
+                color="black",
+                linestyle="--",
+                linewidth=1.2,
+                label="machine's peak",
+            )
         sizes = sorted({size for of_peer in speeds.values() for size in of_peer})
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-        axis.set_title(f"{threads} {'thread' if threads == 1 else 'threads'}")
+        on_host = f"{threads} {'thread' if threads == 1 else 'threads'}"
+        axis.set_title(precision if machine["device"] == "gpu" else on_host)
         axis.set_xlabel("n, of a product of n × n matrices")
-        axis.set_ylabel("GFLOP/s, float32")
+        axis.set_ylabel(f"{unit}, {dtype}")
     _save(figure, "Products, each peer in the faster of its modes", machine, file)
     return True
 

@@ -10,6 +10,9 @@ import numpy as np
 from peers import OURS
 from workloads import Case, Kind, Mode
 
+# In which rates are read, by device, and how many operations a second that is.
+UNITS = {"cpu": ("GFLOP/s", 1e9), "gpu": ("TFLOP/s", 1e12)}
+
 
 class Record(TypedDict):
     """What was measured of one case in one mode.
@@ -27,6 +30,9 @@ class Record(TypedDict):
         Floating-point operations of the products that must run.
     limit
         Seconds that they take at the machine's peak; `None` where it was not measured.
+    memory
+        Bytes of the device's memory that a call takes at most beside what it starts from, by peer,
+        where that is known.
     """
 
     suite: str
@@ -42,6 +48,7 @@ class Record(TypedDict):
     spread: dict[str, tuple[float, float]]
     flops: int
     limit: float | None
+    memory: dict[str, int]
 
 
 def make_record(
@@ -51,6 +58,7 @@ def make_record(
     threads: int,
     samples: Mapping[str, Sequence[float]],
     peak: float | None,
+    memory: Mapping[str, int] | None = None,
 ) -> Record:
     """Make a record of each peer's samples.
 
@@ -60,6 +68,8 @@ def make_record(
         Seconds a call, of all rounds, by peer. This package must be among them.
     peak
         Floating-point operations a second that the machine can do in the case's dtype.
+    memory
+        What is known of it, by peer.
     """
     seconds = {peer: float(np.median(values)) for peer, values in samples.items()}
     others = {peer: value for peer, value in seconds.items() if peer != OURS}
@@ -81,4 +91,5 @@ def make_record(
         },
         flops=case.flops,
         limit=None if peak is None else case.flops / peak,
+        memory=dict(memory or {}),
     )

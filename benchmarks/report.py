@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peers import OURS, PEERS
-from records import Record
+from records import UNITS, Record
 from targets import TARGETS, judge
 from workloads import SUITES
+
+_PEAKS = {
+    "cpu": "the machine's peak of fused multiply-adds",
+    "gpu": "the fastest product by cublasLt; float32 is TF32",
+}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -52,11 +57,12 @@ def _cell(record: Record, peer: str) -> str:
 
 def _suite_table(records: Sequence[Record]) -> str:
     peers = [peer for peer in PEERS if any(peer in record["seconds"] for record in records)]
+    unit, operations = UNITS[records[0]["device"]]
     rows = []
     for record in records:
         seconds = record["seconds"].get(OURS)
         limit = record["limit"]
-        rate = "" if seconds is None else f"{record['flops'] / seconds / 1e9:.3g}"
+        rate = "" if seconds is None else f"{record['flops'] / seconds / operations:.3g}"
         share = "" if seconds is None or limit is None else f"{limit / seconds:.0%}"
         rows.append(
             [
@@ -69,12 +75,22 @@ def _suite_table(records: Sequence[Record]) -> str:
                 share,
             ]
         )
-    return table(["case", "mode", *peers, "best peer", "ratio", "GFLOP/s", "of peak"], rows)
+    return table(["case", "mode", *peers, "best peer", "ratio", unit, "of peak"], rows)
 
 
-def _target_table(records: Sequence[Record]) -> str:
+def _memory_table(records: Sequence[Record]) -> str:
+    peers = [peer for peer in PEERS if any(peer in record["memory"] for record in records)]
     rows = []
-    for target in TARGETS:
+    for record in records:
+        taken = (record["memory"].get(peer) for peer in peers)
+        cells = ["" if bytes_ is None else f"{bytes_ / 2**20:.1f} MiB" for bytes_ in taken]
+        rows.append([record["case"], record["mode"], *cells])
+    return table(["case", "mode", *peers], rows)
+
+
+def _target_table(records: Sequence[Record], device: str) -> str:
+    rows = []
+    for target in (target for target in TARGETS if target.device == device):
         outcome = judge(target, records)
 
         def show(number: float | None, form: str = target.form) -> str:
@@ -105,15 +121,23 @@ def _about_machine(machine: Mapping[str, Any]) -> list[str]:
         f"* {versions}",
         f"* {machine['time']}, load average before the run {machine['load_before']}",
     ]
+    if machine["gpu"]:
+        lines.insert(0, "* " + ", ".join(f"{name} {v}" for name, v in machine["gpu"].items()))
     if machine["environment"]:
         settings = " ".join(f"{name}={value}" for name, value in machine["environment"].items())
         lines.append(f"* in the environment: `{settings}`")
-    lines += [
-        f"* limit, {threads} {'thread' if threads == '1' else 'threads'}:"
-        f" float32 {limit['float32'] / 1e9:.0f} GFLOP/s, float64 {limit['float64'] / 1e9:.0f}"
-        f" GFLOP/s, copying memory {limit['copy'] / 1e9:.1f} GB/s read and written"
-        for threads, limit in machine["limits"].items()
-    ]
+    unit, operations = UNITS[machine["device"]]
+    for threads, limit in machine["limits"].items():
+        rates = [
+            f"{name} {rate / operations:.0f} {unit}"
+            for name, rate in limit.items()
+            if name != "copy"
+        ]
+        on_host = f", {threads} {'thread' if threads == '1' else 'threads'}"
+        lines.append(
+            f"* limit{on_host if machine['device'] == 'cpu' else ''}: {', '.join(rates)},"
+            f" copying memory {limit['copy'] / 1e9:.1f} GB/s read and written"
+        )
     return lines + [f"* {remark}" for remark in machine["remarks"]]
 
 
@@ -127,16 +151,18 @@ def make_report(
     pictures
         What each one shows, by its path as the report refers to it.
     """
-    plan = machine["plan"]
+    plan, device = machine["plan"], machine["device"]
     parts = [
         "# Benchmark",
         "\n".join(_about_machine(machine)),
         f"Medians over {plan['rounds']} rounds of {plan['turn']} s, in which the peers took turns,"
         f" each in a process of its own, with pauses of {plan['pause']} s; ± is half the distance"
         " between the quartiles. The ratio is the time of the best peer divided by that of"
-        f" {OURS}: above 1, {OURS} is faster. GFLOP/s are those of {OURS}, and their share of the"
-        " machine's peak of fused multiply-adds.",
-        "\n".join(f"* `{name}`: {entry.about}" for name, entry in PEERS.items()),
+        f" {OURS}: above 1, {OURS} is faster. {UNITS[device][0]} are those of {OURS}, and their"
+        f" share of {_PEAKS[device]}.",
+        "\n".join(
+            f"* `{name}`: {entry.about}" for name, entry in PEERS.items() if device in entry.devices
+        ),
     ]
     if machine["quick"]:
         parts.insert(1, "**A quick run: too short for figures that mean anything.**")
@@ -147,10 +173,16 @@ def make_report(
             for failure in machine["failures"]
         ]
         parts += ["## Failed", "\n".join(failures)]
-    parts += ["## Targets", _target_table(records)]
+    parts += ["## Targets", _target_table(records, device)]
     parts += [f"![{about}]({path})" for path, about in pictures.items()]
     for name, suite in SUITES.items():
         found = [record for record in records if record["suite"] == name]
         if found:
             parts += [f"## {name}", f"{suite.about}.", _suite_table(found)]
+        measured = [record for record in found if record["memory"]]
+        if measured:
+            parts += [
+                "The device's memory that a call takes at most, beside what it starts from:",
+                _memory_table(measured),
+            ]
     return "\n\n".join(parts) + "\n"

@@ -2,6 +2,7 @@
 
 python benchmarks/run.py --quick
 python benchmarks/run.py --json run.json --report run.md --plot run.png
+python benchmarks/run.py --device gpu --suite dense mlp
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from peers import OURS, PEERS, is_installed
 from records import Record, make_record
 from report import duration, factor, make_report
 from runner import FULL, QUICK, Plan, ProcessWorker, Result, Runner, in_groups
-from workloads import MODES, SUITES, Case
+from workloads import MODES, SUITES, Case, multiplied_in
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -35,7 +35,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument(
         "--peers", nargs="*", choices=others, default=others, metavar="NAME",
-        help=f"whom to measure beside {OURS}: {', '.join(others)}; all unless given",
+        help=f"whom to measure beside {OURS}: {', '.join(others)}; all that are measured on the"
+        " device unless given",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=int, default=machine_description.available_threads(),
@@ -61,10 +62,11 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def choose_peers(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the wanted peers that are installed, and those that are not."""
+def choose_peers(wanted: Sequence[str], device: str) -> tuple[list[str], dict[str, str]]:
+    """Return the wanted peers that a device has and that are installed; and why not the others."""
+    wanted = [name for name in wanted if device in PEERS[name].devices]
     here = [name for name in wanted if is_installed(name)]
-    return here, [name for name in wanted if name not in here]
+    return here, {name: "not installed" for name in wanted if name not in here}
 
 
 def choose_cases(suites: Sequence[str], device: str, plan: Plan) -> list[Case]:
@@ -94,16 +96,41 @@ def _progress(done: int, total: int, result: Result, record: Record | None) -> N
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return the exit code, which is 1 if a peer failed or computed something else."""
     options = _arguments(arguments)
-    plan = QUICK if options.quick else FULL
+    plan = (QUICK if options.quick else FULL)[options.device]
     cases = choose_cases(options.suite, options.device, plan)
     if not cases:
         print(f"there are no cases for {options.device} in {', '.join(options.suite)}")
         return 2
-    peers, missing = choose_peers(options.peers)
-    machine: dict[str, Any] = machine_description.describe(plan, options.quick, options.threads)
+    peers, missing = choose_peers(options.peers, options.device)
+    machine: dict[str, Any] = machine_description.describe(
+        plan, options.quick, options.threads, options.device
+    )
+    runner = Runner(peers, options.threads, plan, options.device, ProcessWorker)
+    try:
+        missing |= runner.leave_out()
+        if OURS in missing:
+            print(f"{OURS} has no {options.device} here: {missing[OURS]}", file=sys.stderr)
+            return 1
+        records = _measure(options, plan, cases, runner, missing, machine)
+    finally:
+        runner.close()
+    _write(options, records, machine)
+    return 1 if machine["failures"] else 0
+
+
+def _measure(
+    options: argparse.Namespace,
+    plan: Plan,
+    cases: Sequence[Case],
+    runner: Runner,
+    missing: Mapping[str, str],
+    machine: dict[str, Any],
+) -> list[Record]:
+    """Measure the cases; add limits, remarks and failures to what is known of the machine."""
     remarks: list[str] = []
     if missing:
-        remarks.append(f"not installed and left out: {', '.join(missing)}")
+        left_out = ", ".join(f"{peer} ({why})" for peer, why in missing.items())
+        remarks.append(f"left out: {left_out}")
     if machine["environment"]:
         remarks.append("environment variables choose kernels or threads; are they meant to?")
     if machine["load_before"] > 0.5:
@@ -113,14 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     print("measuring the machine's limit", flush=True)
     counts = {case.threads or options.threads for case in cases}
-    limits, problem = measure_limits(counts, plan.limit_seconds)
+    limits, problem = measure_limits(counts, plan.limit_seconds, options.device)
     if problem is not None:
         remarks.append(problem)
         print(problem, flush=True)
 
     groups = in_groups(cases, MODES)
     total, results = sum(map(len, groups)), []
-    runner = Runner(peers, options.threads, plan, partial(ProcessWorker, device=options.device))
     try:
         for group in groups:
             for result in runner.measure(group):
@@ -129,11 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _progress(len(results), total, result, record)
     except KeyboardInterrupt:
         remarks.append(f"interrupted after {len(results)} of {total}")
-    finally:
-        runner.close()
+    runner.close()
 
     # Again, in case that something else was running the first time.
-    limits = higher(limits, measure_limits(counts, plan.limit_seconds)[0])
+    limits = higher(limits, measure_limits(counts, plan.limit_seconds, options.device)[0])
     machine["limits"] = machine_description.limits_as_json(limits)
     machine["remarks"] = remarks
     machine["failures"] = [
@@ -152,17 +177,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = _record(result, options.device, limits)
         if record is not None:
             records.append(record)
-    _write(options, records, machine)
-    return 1 if machine["failures"] else 0
+    return records
 
 
 def _record(result: Result, device: str, limits: Mapping[int, Limit]) -> Record | None:
     """Return the record of a result, unless our own time is missing."""
     if OURS not in result.samples:
         return None
-    limit = limits.get(result.threads)
-    peak = None if limit is None else limit.peak(result.case.dtype)
-    return make_record(result.case, result.mode, device, result.threads, result.samples, peak)
+    peak = limits.get(result.threads, {}).get(multiplied_in(result.case.dtype, device))
+    return make_record(
+        result.case, result.mode, device, result.threads, result.samples, peak, result.memory
+    )
 
 
 def _write(options: argparse.Namespace, records: list[Record], machine: dict[str, Any]) -> None:

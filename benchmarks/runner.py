@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from agreement import disagreement
 from peers import OURS, PEERS
-from workloads import Array, Case, Mode
+from workloads import Array, Case, Mode, multiplied_in
 
 _WORKER = Path(__file__).with_name("worker.py")
 
@@ -52,19 +52,37 @@ class Plan:
     limit_seconds: float
 
 
-FULL = Plan(rounds=5, turn=0.15, pause=0.25, most_flops=None, limit_seconds=0.2)
-QUICK = Plan(rounds=2, turn=0.02, pause=0.05, most_flops=3.3e9, limit_seconds=0.02)
+# By device. Work for a GPU leaves the pools asleep.
+FULL = {
+    "cpu": Plan(rounds=5, turn=0.15, pause=0.25, most_flops=None, limit_seconds=0.2),
+    "gpu": Plan(rounds=5, turn=0.15, pause=0.05, most_flops=None, limit_seconds=0.2),
+}
+QUICK = {
+    "cpu": Plan(rounds=2, turn=0.02, pause=0.05, most_flops=3.3e9, limit_seconds=0.02),
+    "gpu": Plan(rounds=2, turn=0.02, pause=0.0, most_flops=2.5e11, limit_seconds=0.02),
+}
 
 
 class PeerError(Exception):
     """A peer could not do what it was asked for."""
 
 
+class Prepared(NamedTuple):
+    """A case that is built: its results, and the device's memory that a call takes, if known."""
+
+    results: dict[str, Array]
+    memory: int | None = None
+
+
 class Worker(Protocol):
     """Where a peer lives, as the runner sees it."""
 
-    def prepare(self, number: int, task: Task) -> dict[str, Array] | None:
-        """Build a case and return its results; `None` where the peer does not do such work."""
+    def missing(self) -> str:
+        """Return why the peer cannot work on the device; nothing where it can."""
+        ...
+
+    def prepare(self, number: int, task: Task) -> Prepared | None:
+        """Build a case; return `None` where the peer does not do such work."""
         ...
 
     def measure(self, number: int, seconds: float) -> list[float]:
@@ -81,7 +99,7 @@ class Worker(Protocol):
 
 
 def worker_environment(threads: int, device: str) -> dict[str, str]:
-    """Return the environment of a worker: that of this process, and how many threads there are."""
+    """Return the environment of a worker: that of this process, threads and device."""
     count = str(threads)
     counts = ("OMP", "OPENBLAS", "MKL", "VECLIB", "BLIS", "NUMEXPR")
     environment = {
@@ -92,6 +110,13 @@ def worker_environment(threads: int, device: str) -> dict[str, str]:
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        # One GPU, which nvidia-smi counts in the same way.
+        environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        environment.setdefault("CUDA_VISIBLE_DEVICES", "0")
+        # There are other workers, to which a framework that takes all memory leaves none.
+        environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     return environment
 
 
@@ -103,7 +128,7 @@ class ProcessWorker:
         self._log = Path(self._files.name, "log")
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(_WORKER), peer, str(threads)],
+                [sys.executable, str(_WORKER), peer, str(threads), device],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -128,15 +153,20 @@ class ProcessWorker:
             raise PeerError(answer["error"])
         return answer
 
-    def prepare(self, number: int, task: Task) -> dict[str, Array] | None:
-        """Build a case and return its results; `None` where the peer does not do such work."""
+    def missing(self) -> str:
+        """Return why the peer cannot work on the device; nothing where it can."""
+        why: str = self._ask(do="missing")["missing"]
+        return why
+
+    def prepare(self, number: int, task: Task) -> Prepared | None:
+        """Build a case; return `None` where the peer does not do such work."""
         case, mode = task
         file = Path(self._files.name, "results.npz")
         answer = self._ask(do="prepare", id=number, key=case.key, mode=mode, results=str(file))
         if not answer["supported"]:
             return None
         with np.load(file) as results:
-            return dict(results)
+            return Prepared(dict(results), answer["memory"])
 
     def measure(self, number: int, seconds: float) -> list[float]:
         """Return seconds a call, a sample each."""
@@ -167,6 +197,8 @@ class Result:
     ----------
     samples
         Seconds a call, of all rounds, by peer.
+    memory
+        Bytes of the device's memory that a call takes at most, by peer, where that is known.
     failures
         What went wrong, by peer. A peer that failed has no samples.
     """
@@ -175,6 +207,7 @@ class Result:
     mode: Mode
     threads: int
     samples: dict[str, list[float]] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
 
@@ -188,7 +221,7 @@ class Runner:
     threads
         For cases that do not say otherwise.
     start
-        Starts a worker for a peer and a number of threads.
+        Starts a worker for a peer, a number of threads and a device.
     """
 
     def __init__(
@@ -196,11 +229,13 @@ class Runner:
         peers: Sequence[str],
         threads: int,
         plan: Plan,
-        start: Callable[[str, int], Worker],
+        device: str,
+        start: Callable[[str, int, str], Worker],
     ) -> None:
         self._peers = [OURS, *peers]
         self._threads = threads
         self._plan = plan
+        self._device = device
         self._start = start
         self._workers: dict[tuple[str, int], Worker] = {}
 
@@ -212,7 +247,7 @@ class Runner:
 
     def _worker(self, peer: str, threads: int) -> Worker:
         if (peer, threads) not in self._workers:
-            self._workers[peer, threads] = self._start(peer, threads)
+            self._workers[peer, threads] = self._start(peer, threads, self._device)
         return self._workers[peer, threads]
 
     def _drop(self, peer: str, threads: int) -> None:
@@ -220,6 +255,22 @@ class Runner:
         worker = self._workers.pop((peer, threads), None)
         if worker is not None:
             worker.close()
+
+    def leave_out(self) -> dict[str, str]:
+        """Leave out the peers that cannot work on the device, and return why, by peer."""
+        for peer in self._peers:  # so that they import their frameworks at the same time
+            self._worker(peer, self._threads)
+        missing = {}
+        for peer in self._peers:
+            try:
+                why = self._worker(peer, self._threads).missing()
+            except PeerError as error:
+                why = str(error)
+            if why:
+                missing[peer] = why
+                self._drop(peer, self._threads)
+        self._peers = [peer for peer in self._peers if peer not in missing]
+        return missing
 
     def measure(self, tasks: Sequence[Task]) -> list[Result]:
         """Measure cases that are compared with each other, in turn."""
@@ -258,13 +309,21 @@ class Runner:
             if found is None:
                 continue
             if peer == OURS:
-                ours = found
-            wrong = disagreement(ours, found, case.dtype)
-            if wrong is None:
-                ready.append(peer)
-            else:
+                ours = found.results
+            wrong = disagreement(
+                ours,
+                found.results,
+                multiplied_in(case.dtype, self._device),
+                layers=len(case.layers),
+                rows=case.x[-2],
+            )
+            if wrong is not None:
                 self._worker(peer, result.threads).release(number)
                 result.failures[peer] = f"does not agree with {OURS}: {wrong}"
+                continue
+            ready.append(peer)
+            if found.memory is not None:
+                result.memory[peer] = found.memory
         return ready
 
     def _take_turn(self, number: int, peer: str, result: Result) -> None:

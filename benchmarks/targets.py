@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -33,6 +34,8 @@ class Target:
         Takes the records of a run and yields numbers.
     form
         How a number is printed.
+    device
+        Where it must hold.
     """
 
     work: str
@@ -41,6 +44,7 @@ class Target:
     values: Callable[[Sequence[Record]], Iterator[Value]]
     lower: bool = False
     form: str = "{:.2f}×"
+    device: str = "cpu"
 
 
 class Outcome(NamedTuple):
@@ -53,7 +57,7 @@ class Outcome(NamedTuple):
 
 def judge(target: Target, records: Sequence[Record]) -> Outcome:
     """Compare the worst case with the bounds."""
-    values = list(target.values(records))
+    values = list(target.values([r for r in records if r["device"] == target.device]))
     if not values:
         return Outcome(target, None, "not measured")
     worst = (max if target.lower else min)(values)
@@ -102,6 +106,23 @@ def _against(peers: Sequence[str], choose: _Chooser) -> Callable[..., Iterator[V
     return values
 
 
+def _against_every_mode(peers: Sequence[str], choose: _Chooser) -> Callable[..., Iterator[Value]]:
+    """Their best time for a case, in whichever mode, divided by ours."""
+
+    def values(records: Sequence[Record]) -> Iterator[Value]:
+        best: dict[tuple[str, str], float] = {}
+        for record in records:
+            case = (record["suite"], record["case"])
+            theirs = [record["seconds"][peer] for peer in peers if peer in record["seconds"]]
+            best[case] = min([*theirs, best.get(case, math.inf)])
+        for record in _chosen(records, choose):
+            fastest = best[record["suite"], record["case"]]
+            if fastest < math.inf:
+                yield Value(fastest / record["seconds"][OURS], _label(record))
+
+    return values
+
+
 def _named(suite: str, name: str, mode: str) -> _Chooser:
     return lambda record, case: (case.suite, case.name, record["mode"]) == (suite, name, mode)
 
@@ -110,6 +131,21 @@ def _is_step(record: Record, case: Case) -> bool:
     return record["mode"] == "function" and (
         (case.suite == "dense" and case.kind == "gradients" and case.layers[0].activation == "relu")
         or case.suite == "mlp"
+    )
+
+
+def _is_large_step(record: Record, case: Case) -> bool:
+    return (
+        record["mode"] == "function"
+        and case.suite in ("dense", "mlp")
+        and case.kind != "forward"
+        and case.x[0] >= 8192
+    )
+
+
+def _is_bound_by_launches(record: Record, case: Case) -> bool:
+    return record["mode"] == "eager" and (
+        case.suite == "overhead" or (case.suite == "dense" and case.flops < 1e9)
     )
 
 
@@ -139,17 +175,20 @@ def _peak_share(records: Sequence[Record]) -> Iterator[Value]:
             yield Value(record["limit"] / record["seconds"][OURS], _label(record))
 
 
-def _beside(whole: str, parts: Sequence[str], less: float) -> Callable[..., Iterator[Value]]:
-    """Our time for each part divided by that for the whole in the same mode, less a number."""
+def _beside(
+    whole: str, parts: Sequence[str], less: float, of: Literal["seconds", "memory"] = "seconds"
+) -> Callable[..., Iterator[Value]]:
+    """Our figure for each part divided by that for the whole in the same mode, less a number."""
 
     def values(records: Sequence[Record]) -> Iterator[Value]:
         ours = {
-            (record["case"], record["mode"]): record["seconds"][OURS]
+            (record["case"], record["mode"]): record[of][OURS]
             for record in _chosen(records, lambda _, case: case.group is not None)
+            if OURS in record[of]
         }
-        for (case, mode), seconds in ours.items():
+        for (case, mode), figure in ours.items():
             if case in parts and (whole, mode) in ours:
-                yield Value(seconds / ours[whole, mode] - less, f"{case}, {mode}")
+                yield Value(figure / ours[whole, mode] - less, f"{case}, {mode}")
 
     return values
 
@@ -310,5 +349,51 @@ TARGETS = (
             _against(_TENSORFLOW, _controlled(case)),
         )
         for case, *_, at_least in (*_CONTROL, ("scale 0 on all", None, None, 3))
+    ),
+    Target(
+        "full step, 8192×4096×16384 in bfloat16 with bias and GELU: against TensorFlow's best mode",
+        1.10,
+        None,
+        _against_every_mode(
+            _TENSORFLOW, _named("dense", "8192×4096×16384 bfloat16 gelu, gradients", "function")
+        ),
+        device="gpu",
+    ),
+    Target(
+        "`tf.function` steps of `dense` and `mlp` from 8192 rows: the same",
+        1.0,
+        None,
+        _against_every_mode(_TENSORFLOW, _is_large_step),
+        device="gpu",
+    ),
+    Target(
+        "eager, sizes bound by launches: against stock eager",
+        2.0,
+        None,
+        _against(["tf-eager"], _is_bound_by_launches),
+        device="gpu",
+    ),
+    Target(
+        "the steps from 8192 rows: against PyTorch, eager and compiled",
+        1.0,
+        None,
+        _against(["torch", "torch-compile"], _is_large_step),
+        device="gpu",
+    ),
+    Target(
+        "the same: against JAX",
+        1.0,
+        None,
+        _against(["jax"], _is_large_step),
+        device="gpu",
+    ),
+    Target(
+        "peak memory of a step of a frozen stack: as a share of inference's",
+        1.0,
+        None,
+        _beside("inference", ["all but the head frozen"], 0, of="memory"),
+        lower=True,
+        form="{:.2f}",
+        device="gpu",
     ),
 )

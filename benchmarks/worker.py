@@ -1,10 +1,11 @@
 """The process that one peer lives in: reads commands as lines of JSON, and answers each.
 
+{"do": "missing"}
 {"do": "prepare", "id": 1, "key": "dense/...", "mode": "eager", "results": "file.npz"}
 {"do": "measure", "id": 1, "seconds": 0.15}
 {"do": "release", "id": 1}
 
-The runner starts it with the peer's name and the number of threads.
+The runner starts it with the peer's name, the number of threads and the device.
 """
 
 from __future__ import annotations
@@ -16,47 +17,56 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import peers
 
 # A sample is the mean over calls that take at least this long together: long beside the clock's
-# resolution, short beside a turn.
-SAMPLE_SECONDS = 0.001
+# resolution, short beside a turn. On a GPU also long beside the wait at its end.
+SAMPLE_SECONDS = {"cpu": 0.001, "gpu": 0.01}
+# How much of an array is compared.
+COMPARED = 2**22
 
 
-def time_calls(run: Callable[[], Any], seconds: float) -> list[float]:
+def time_calls(work: peers.Work, seconds: float, sample_seconds: float) -> list[float]:
     """Call for so long, and return seconds a call, a sample each.
 
-    The pools have been asleep and the caches filled by others, so the first fifth does not count;
-    it tells how many calls make a sample.
+    The pools have been asleep and the caches filled by others, so the first fifth does not count,
+    nor does a first call that compiles; they tell how many calls make a sample.
     """
+    run, wait = work.run, work.wait
     gc.collect()
     clock = time.perf_counter
     calls, begin = 0, clock()
-    while calls == 0 or clock() - begin < seconds / 5:
+    while calls < 2 or clock() - begin < seconds / 5:
         start = clock()
-        run()
+        wait(run())
         last = clock() - start
         calls += 1
-    repeats = range(max(1, math.ceil(SAMPLE_SECONDS / last)))
+    count = max(1, math.ceil(sample_seconds / last))
     samples: list[float] = []
     begin = clock()
     while not samples or clock() - begin < seconds:
         start = clock()
-        for _ in repeats:
+        # What it returns is not kept: the next call may have its memory.
+        for _ in range(count - 1):
             run()
-        samples.append((clock() - start) / len(repeats))
+        wait(run())
+        samples.append((clock() - start) / count)
     return samples
 
 
 def _storable(array: Any) -> Any:
-    """NumPy's files hold no bfloat16."""
+    """Return what is compared: all of it, or evenly spaced rows. NumPy's files hold no bfloat16."""
     import numpy as np
 
+    if array.size > COMPARED:
+        array = array[..., :: math.ceil(array.size / COMPARED), :]
     return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
-def serve(peer_name: str, threads: int) -> None:
+def serve(peer_name: str, threads: int, device: str) -> None:
     """Answer commands until there are no more."""
     # Frameworks may print; answers must not be mixed with that.
     answers = os.fdopen(os.dup(1), "w")
@@ -70,11 +80,14 @@ def serve(peer_name: str, threads: int) -> None:
     import workloads
 
     works: dict[int, peers.Work] = {}
-    peer = peers.load(peer_name, threads)
+    peer = peers.load(peer_name, threads, device)
 
     def handle(command: dict[str, Any]) -> dict[str, Any]:
+        if command["do"] == "missing":
+            return {"missing": peer.missing()}
         if command["do"] == "measure":
-            return {"samples": time_calls(works[command["id"]].run, command["seconds"])}
+            work = works[command["id"]]
+            return {"samples": time_calls(work, command["seconds"], SAMPLE_SECONDS[device])}
         if command["do"] == "prepare":
             case = workloads.CASES[command["key"]]
             if not peer.supports(case):
@@ -85,7 +98,9 @@ def serve(peer_name: str, threads: int) -> None:
                 **{name: _storable(array) for name, array in work.results().items()},
             )
             works[command["id"]] = work
-            return {"supported": True}
+            gc.collect()  # what is freed later would be missing in the memory that a call takes
+            memory = None if work.memory is None else work.memory()
+            return {"supported": True, "memory": memory}
         if command["do"] == "release":
             works.pop(command["id"], None)
             gc.collect()
@@ -102,4 +117,4 @@ def serve(peer_name: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -32,6 +32,10 @@ XLA: tuple[Mode, ...] = ("xla",)
 BOTH: tuple[Mode, ...] = (*EAGER, *FUNCTION)
 MODES: tuple[Mode, ...] = (*BOTH, *XLA)
 
+CPU = ("cpu",)
+GPU = ("gpu",)
+ANY = (*CPU, *GPU)
+
 
 class Part(NamedTuple):
     """A share of the weights' rows or columns: the last ones, or by index some drawn at random."""
@@ -102,6 +106,8 @@ class Case:
     group
         Cases of one group are measured in turn with each other, because they are compared; each
         mode in turns of its own.
+    devices
+        Where it is measured. A size says something on one of them, in most cases.
     """
 
     suite: str
@@ -117,7 +123,7 @@ class Case:
     rate: float = 0.003  # small enough for no network here to diverge
     threads: int | None = None
     group: str | None = None
-    devices: tuple[str, ...] = ("cpu",)
+    devices: tuple[str, ...] = CPU
 
     @property
     def key(self) -> str:
@@ -178,6 +184,8 @@ class Arrays(NamedTuple):
 
     Attributes
     ----------
+    upstream
+        Of the output's shape: the gradient that comes from above, or what a loss compares with.
     learning
         For each layer, which of its weights learn: bool, of the weights' shape.
     active
@@ -188,7 +196,6 @@ class Arrays(NamedTuple):
     weights: list[Array]
     biases: list[Array | None]
     upstream: Array
-    target: Array
     learning: list[Array | None]
     active: list[Array | None]
 
@@ -201,6 +208,20 @@ def numpy_dtype(name: Any) -> np.dtype[Any]:
         name = ml_dtypes.bfloat16
     dtype: np.dtype[Any] = np.dtype(name)
     return dtype
+
+
+def multiplied_in(dtype: str, device: str) -> str:
+    """Return the precision of a dtype's products, which those of complex numbers consist of.
+
+    On a GPU, float32 is TF32: TensorFlow's default, which the other peers are set to.
+    """
+    part = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)
+    return "tf32" if (part, device) == ("float32", "gpu") else part
+
+
+# How many random numbers an array has before they repeat, so that large ones are made in no time:
+# a prime, so that no two rows are the same.
+_DRAWN = 4_194_301
 
 
 def _draw_mask(random: np.random.Generator, extent: int, share: float) -> Array:
@@ -229,12 +250,13 @@ def make_arrays(case: Case) -> Arrays:
     dtype = numpy_dtype(case.dtype)
 
     def draw(shape: Shape, scale: float = 1.0) -> Array:
+        size = min(math.prod(shape), _DRAWN)
         if dtype.kind == "i":
-            return random.integers(-8, 8, shape).astype(dtype)
-        values: Array = random.standard_normal(shape, np.float32)
+            return np.resize(random.integers(-8, 8, size).astype(dtype), shape)
+        values: Array = random.standard_normal(size, np.float32)
         if dtype.kind == "c":
-            values = values + 1j * random.standard_normal(shape, np.float32)
-        return np.asarray(values * np.float32(scale), dtype)
+            values = values + 1j * random.standard_normal(size, np.float32)
+        return np.resize(np.asarray(values * np.float32(scale), dtype), shape)
 
     x = draw(case.x)
     weights, biases, learning, active = [], [], [], []
@@ -250,7 +272,7 @@ def make_arrays(case: Case) -> Arrays:
         learning.append(_learning_mask(random, layer))
         share = layer.active_rows
         active.append(None if share is None else _draw_mask(random, rows[-1], share))
-    return Arrays(x, weights, biases, draw((*rows, n)), draw((*rows, n)), learning, active)
+    return Arrays(x, weights, biases, draw((*rows, n)), learning, active)
 
 
 # --- The table --------------------------------------------------------------------------------
@@ -277,12 +299,36 @@ BLOCKED_AT = DENSE[2:]
 DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128", "int32", "int64")
 SQUARES = (64, 128, 256, 512, 1024, 2048, 4096)
 DEPTHS = (1, 2, 4, 8, 16)
-MLPS = {
-    "784-512-512-10": (128, 1024),
-    "479-1024-1024-512-256-1": (2048,),  # the top of a DLRM
-}
 CONTROL_AT = (512, 1024, 1024)
 SHARES = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 15 / 16, 1)
+
+
+# On a GPU; float32 is TF32 there.
+GPU_DTYPES = ("bfloat16", "float32")
+GPU_DENSE = ((8192, 1024, 4096), (8192, 4096, 1024), (8192, 4096, 16384), (8192, 16384, 4096))
+GPU_SQUARES = (1024, 2048, 4096, 8192, 16384)
+GPU_CONTROL_AT = (8192, 4096, 4096)
+
+
+class Mlp(NamedTuple):
+    """Networks of so many units, each at a batch of rows."""
+
+    widths: str
+    batch: int
+    activation: str = "relu"
+    dtypes: tuple[str, ...] = ("float32",)
+    devices: tuple[str, ...] = CPU
+
+
+_DLRM_TOP = "479-1024-1024-512-256-1"
+MLPS = (
+    Mlp("784-512-512-10", 128),
+    Mlp("784-512-512-10", 1024),
+    Mlp(_DLRM_TOP, 2048),
+    Mlp("1024-4096-1024", 8192, "gelu", GPU_DTYPES, GPU),
+    Mlp("4096-16384-4096", 8192, "gelu", GPU_DTYPES, GPU),
+    Mlp(_DLRM_TOP, 32768, "relu", GPU_DTYPES, GPU),
+)
 
 
 def size_name(size: Shape) -> str:
@@ -305,7 +351,20 @@ def _dense(size: Shape, activation: str, kind: Kind, name: str = "", **options: 
 
 def _dense_suite() -> list[Case]:
     kinds: tuple[Kind, ...] = ("forward", "gradients")
-    cases = [_dense(size, "relu", kind) for size in DENSE for kind in kinds]
+    cases = [
+        # The smallest tell what launches cost on a GPU.
+        _dense(size, "relu", kind, devices=ANY if size in DENSE[:2] else CPU)
+        for size in DENSE
+        for kind in kinds
+    ]
+    cases += [
+        _dense(
+            size, "gelu", kind, f"{size_name(size)} {dtype} gelu, {kind}", dtype=dtype, devices=GPU
+        )
+        for size in GPU_DENSE
+        for dtype in GPU_DTYPES
+        for kind in kinds
+    ]
     cases += [
         _dense(ACTIVATIONS_AT, activation, kind, modes=FUNCTION)
         for activation in ACTIVATIONS
@@ -348,43 +407,41 @@ def _dense_suite() -> list[Case]:
     return cases
 
 
-def _mlp_suite() -> list[Case]:
+def _mlp_cases(mlp: Mlp, dtype: str) -> list[Case]:
+    sizes = [int(width) for width in mlp.widths.split("-")]
+    depth = len(sizes) - 1
+    of_dtype = f" {dtype}" if mlp.devices == GPU else ""
+    # Half of two layers is all but the head.
+    labels = {0: "nothing frozen", depth // 2: "half frozen", depth - 1: "all but the head frozen"}
     cases = []
-    for widths, batches in MLPS.items():
-        sizes = [int(width) for width in widths.split("-")]
-        depth = len(sizes) - 1
-        for batch in batches:
-            for label, frozen in (
-                ("nothing frozen", 0),
-                ("half frozen", depth // 2),
-                ("all but the head frozen", depth - 1),
-            ):
-                layers = tuple(
-                    Layer(
-                        (sizes[i], sizes[i + 1]),
-                        bias=True,
-                        activation="relu" if i < depth - 1 else "linear",
-                        learns=i >= frozen,
-                    )
-                    for i in range(depth)
-                )
-                name = f"{widths} at {batch}, {label}"
-                cases.append(Case("mlp", name, "train", (batch, sizes[0]), layers))
+    for frozen, label in labels.items():
+        layers = tuple(
+            Layer(
+                (sizes[i], sizes[i + 1]),
+                bias=True,
+                activation=mlp.activation if i < depth - 1 else "linear",
+                learns=i >= frozen,
+            )
+            for i in range(depth)
+        )
+        name = f"{mlp.widths} at {mlp.batch}{of_dtype}, {label}"
+        x = (mlp.batch, sizes[0])
+        cases.append(Case("mlp", name, "train", x, layers, dtype=dtype, devices=mlp.devices))
     return cases
 
 
 def _overhead_suite() -> list[Case]:
     layer = Layer((32, 32), bias=True, activation="relu")
     bare = Layer((32, 32))
-    x = (16, 32)
+
+    def small(name: str, kind: Kind, layers: tuple[Layer, ...], variables: bool = True) -> Case:
+        return Case("overhead", name, kind, (16, 32), layers, variables=variables, devices=ANY)
+
     return [
-        Case("overhead", "16×32×32 relu, forward", "forward", x, (layer,)),
-        Case("overhead", "16×32×32 product", "forward", x, (bare,), variables=False),
-        Case("overhead", "16×32×32 product, variable", "forward", x, (bare,)),
-        *(
-            Case("overhead", f"tape step, layers: {depth}", "gradients", x, (layer,) * depth)
-            for depth in DEPTHS
-        ),
+        small("16×32×32 relu, forward", "forward", (layer,)),
+        small("16×32×32 product", "forward", (bare,), variables=False),
+        small("16×32×32 product, variable", "forward", (bare,)),
+        *(small(f"tape step, layers: {depth}", "gradients", (layer,) * depth) for depth in DEPTHS),
     ]
 
 
@@ -397,46 +454,99 @@ def _batched_suite() -> list[Case]:
     heads = (32, 12, 128, 64)
     scores = Layer(heads, transposed=True)
     shared = Layer((64, 64))
+
+    def gradients(name: str, layer: Layer) -> Case:
+        return Case("batched", name, "gradients", heads, (layer,), x_learns=True, devices=ANY)
+
     return [
-        _product("batched", "queries × keys, forward", heads, heads, transposed=True),
-        Case("batched", "queries × keys, gradients", "gradients", heads, (scores,), x_learns=True),
-        _product("batched", "scores × values, forward", (32, 12, 128, 128), heads),
-        _product("batched", "shared weights, forward", heads, shared.weights),
-        Case("batched", "shared weights, gradients", "gradients", heads, (shared,), x_learns=True),
+        _product("batched", "queries × keys, forward", heads, heads, transposed=True, devices=ANY),
+        gradients("queries × keys, gradients", scores),
+        _product("batched", "scores × values, forward", (32, 12, 128, 128), heads, devices=ANY),
+        _product("batched", "shared weights, forward", heads, shared.weights, devices=ANY),
+        gradients("shared weights, gradients", shared),
     ]
 
 
+def _control_steps(size: Shape, prefix: str = "", group: str = "control", **of: Any) -> list[Case]:
+    """Return a step in which all learns, and those in which a part does."""
+
+    def step(name: str, kind: Kind = "gradients", **control: Any) -> Case:
+        return _control_step(size, prefix + name, group, kind, control, **of)
+
+    return [
+        step("full step"),
+        step("forward alone", "forward"),
+        step("a tenth of the columns", trainable=Part("columns", 0.1)),
+        step("a tenth of the rows, by index", trainable=Part("rows", 0.1, by_index=True)),
+        step("a quarter of the output rows", active_rows=0.25),
+        step("98 % of the output rows", active_rows=0.98),
+        step("scale 0 on the weights", gradient_scale=0.0, scaled="weights"),
+        step("scale 0 on all", gradient_scale=0.0),
+    ]
+
+
+def _control_step(
+    size: Shape, name: str, group: str, kind: Kind, control: dict[str, Any], **of: Any
+) -> Case:
+    m, k, n = size
+    # No bias: floors are those of the products alone.
+    layer = Layer((k, n), **control)
+    learns = kind != "forward"
+    return Case("control", name, kind, (m, k), (layer,), x_learns=learns, group=group, **of)
+
+
 def _control_suite() -> list[Case]:
-    m, k, n = CONTROL_AT
-
-    def step(name: str, group: str, modes: tuple[Mode, ...] = BOTH, **control: Any) -> Case:
-        # No bias: floors are those of the products alone.
-        layer = Layer((k, n), **control)
-        return Case(
-            "control", name, "gradients", (m, k), (layer,), modes, x_learns=True, group=group
-        )
-
     def swept(name: str, control: Callable[[float], dict[str, Any]]) -> list[Case]:
+        shares = {
+            "unrestricted": {},
+            **{str(Fraction(share)): control(share) for share in SHARES},
+        }
         return [
-            step(f"{name}: unrestricted", name, FUNCTION),
-            *(
-                step(f"{name}: {Fraction(share)}", name, FUNCTION, **control(share))
-                for share in SHARES
-            ),
+            _control_step(
+                CONTROL_AT, f"{name}: {share}", name, "gradients", of_share, modes=FUNCTION
+            )
+            for share, of_share in shares.items()
         ]
 
-    group = "control"
     return [
-        step("full step", group),
-        Case("control", "forward alone", "forward", (m, k), (Layer((k, n)),), group=group),
-        step("a tenth of the columns", group, trainable=Part("columns", 0.1)),
-        step("a tenth of the rows, by index", group, trainable=Part("rows", 0.1, by_index=True)),
-        step("a quarter of the output rows", group, active_rows=0.25),
-        step("98 % of the output rows", group, active_rows=0.98),
-        step("scale 0 on the weights", group, gradient_scale=0.0, scaled="weights"),
-        step("scale 0 on all", group, gradient_scale=0.0),
+        *_control_steps(CONTROL_AT),
+        *_control_steps(
+            GPU_CONTROL_AT,
+            f"{size_name(GPU_CONTROL_AT)} bfloat16, ",
+            "control, bfloat16",
+            dtype="bfloat16",
+            devices=GPU,
+        ),
         *swept("output rows active", lambda share: {"active_rows": share}),
         *swept("columns trainable", lambda share: {"trainable": Part("columns", share)}),
+    ]
+
+
+def _memory_suite() -> list[Case]:
+    """Return a stack with a head so small that a layer below it holds the most memory."""
+    rows, width, depth = 8192, 4096, 8
+
+    def stack(name: str, kind: Kind, frozen: int) -> Case:
+        layers = [
+            Layer((width, width), bias=True, activation="gelu", learns=i >= frozen)
+            for i in range(depth)
+        ]
+        head = Layer((width, 16), bias=True)
+        return Case(
+            "memory",
+            name,
+            kind,
+            (rows, width),
+            (*layers, head),
+            dtype="bfloat16",
+            group="memory",
+            devices=GPU,
+        )
+
+    return [
+        stack("inference", "forward", 0),
+        stack("all but the head frozen", "train", depth),
+        stack("nothing frozen", "train", 0),
     ]
 
 
@@ -449,7 +559,7 @@ def _xla_suite(suites: Iterable[Suite]) -> list[Case]:
         replace(case, suite="xla", modes=XLA, group=None)
         for suite in suites
         for case in suite.cases
-        if "function" in case.modes and case.group in (None, "control")
+        if "function" in case.modes and (case.group is None or case.group.startswith("control"))
     ]
 
 
@@ -480,31 +590,52 @@ SUITES = {
         "One layer, rows × inputs × units, with a bias: forward, and with all gradients",
         _dense_suite(),
     ),
-    "mlp": Suite("Networks: a training step by gradient descent", _mlp_suite()),
+    "mlp": Suite(
+        "Networks: a training step by gradient descent",
+        [case for mlp in MLPS for dtype in mlp.dtypes for case in _mlp_cases(mlp, dtype)],
+    ),
     "dtypes": Suite(
-        "A product of 512×512 matrices in every dtype",
-        [_product("dtypes", name, (512, 512), (512, 512), dtype=name) for name in DTYPES],
+        "A square product in every dtype, of 512×512 matrices unless it says otherwise",
+        [
+            *(_product("dtypes", name, (512, 512), (512, 512), dtype=name) for name in DTYPES),
+            *(
+                _product(
+                    "dtypes", f"{name}, 4096³", (4096,) * 2, (4096,) * 2, dtype=name, devices=GPU
+                )
+                for name in DTYPES
+                if not name.startswith("int")  # which TensorFlow multiplies on the CPU
+            ),
+        ],
     ),
     "batched": Suite("Batches of matrices, 32×12×128×64", _batched_suite()),
     "overhead": Suite("Small work: what a call costs", _overhead_suite()),
     "control": Suite(
-        f"One layer, {size_name(CONTROL_AT)}, of which a part learns: forward and gradients",
+        f"One layer, {size_name(CONTROL_AT)} unless it says otherwise, of which a part learns:"
+        " forward and gradients",
         _control_suite(),
     ),
     "scaling": Suite(
         "Products of square matrices, on one thread and on all",
         [
-            _product(
-                "scaling",
-                f"{n}³, {'one thread' if threads else 'all threads'}",
-                (n, n),
-                (n, n),
-                threads=threads,
-            )
-            for threads in (1, None)
-            for n in SQUARES
+            *(
+                _product(
+                    "scaling",
+                    f"{n}³, {'one thread' if threads else 'all threads'}",
+                    (n, n),
+                    (n, n),
+                    threads=threads,
+                )
+                for threads in (1, None)
+                for n in SQUARES
+            ),
+            *(
+                _product("scaling", f"{n}³, {dtype}", (n, n), (n, n), dtype=dtype, devices=GPU)
+                for dtype in GPU_DTYPES
+                for n in GPU_SQUARES
+            ),
         ],
     ),
+    "memory": Suite("A stack of eight layers and a small head: how much memory", _memory_suite()),
 }
 
 SUITES["xla"] = Suite(

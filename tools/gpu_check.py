@@ -1,8 +1,9 @@
 """Run everything that needs a GPU and write one report: `make gpu-check`.
 
 The tests of the kernels and of the CUDA library, under compute-sanitizer where that is installed,
-the ops' tests where TensorFlow sees the GPU, and the kernels' speed. A step that cannot run says
-why; the exit status is 1 if one failed.
+the ops' tests where TensorFlow sees the GPU, the kernels' speed, and that of the ops beside others,
+whose figures go to `benchmarks/results/gpu.*`. A step that cannot run says why; the exit status is
+1 if one failed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", "gpu")
 # Shared memory, barriers, lists and odd sizes, and no more: the tools slow down what they watch.
 SANITIZED = (
@@ -55,6 +58,14 @@ def steps(quick: bool) -> list[Step]:
     found.append(Step("ops", ops, without_ops))
     speed = (sys.executable, "benchmarks/cuda_kernels.py", *(("--quick",) if quick else ()))
     found.append(Step("speed", speed))
+    bench = (sys.executable, "benchmarks/run.py", "--device", "gpu")
+    found.append(Step("bench-quick", (*bench, "--quick"), without_ops))
+    if not quick:
+        files = {"--json": "json", "--report": "md"}
+        if find_spec("matplotlib"):
+            files["--plot"] = "png"
+        written = (part for option, end in files.items() for part in (option, f"{RESULTS}.{end}"))
+        found.append(Step("bench", (*bench, *written), without_ops))
     return found
 
 
@@ -63,7 +74,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run everything that needs a GPU.")
     parser.add_argument("--report", type=Path, default=ROOT / "build" / "gpu-report.md")
     parser.add_argument("--only", nargs="*", help="names of steps: machine, info, kernels, ...")
-    parser.add_argument("--quick", action="store_true", help="small sizes in the benchmark")
+    parser.add_argument("--quick", action="store_true", help="small sizes in the benchmarks")
     options = parser.parse_args()
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from peers import Work
-from workloads import Arrays, Case, Mode
+from peers import LONG_STEP, Work
+from workloads import Array, Arrays, Case, Mode
+
+# What TensorFlow calls the devices.
+PLACES = {"cpu": "CPU:0", "gpu": "GPU:0"}
 
 
 def use_threads(threads: int) -> None:
@@ -76,15 +79,22 @@ class Control(NamedTuple):
     active: Any
 
 
-def make_controls(case: Case, arrays: Arrays) -> list[Control]:
-    """Make the factor and the mask of each layer."""
+def make_controls(case: Case, arrays: Arrays, place: str) -> list[Control]:
+    """Make the factor and the mask of each layer, in the memory of a device."""
 
     def variable(value: Any) -> Any:
-        return None if value is None else tf.Variable(value, trainable=False)
+        if value is None:
+            return None
+        with tf.device(place):
+            return tf.Variable(value, trainable=False)
 
     return [
         Control(
-            variable(None if layer.gradient_scale is None else np.float32(layer.gradient_scale)),
+            variable(
+                None
+                if layer.gradient_scale is None
+                else np.asarray(layer.gradient_scale, arrays.x.dtype)
+            ),
             variable(active),
         )
         for layer, active in zip(case.layers, arrays.active, strict=True)
@@ -95,15 +105,67 @@ def _loss(case: Case, y: Any, target: Any) -> Any:
     return y - target if case.loss == "difference" else tf.reduce_mean(tf.square(y - target))
 
 
-def build(case: Case, mode: Mode, arrays: Arrays, network: Network, *, xla: bool = False) -> Work:
-    """Build what runs the network as the case says.
+class Base:
+    """A peer on TensorFlow, but for its network.
 
-    Parameters
+    Attributes
     ----------
     xla
         Whether XLA compiles it where the mode leaves that to the peer, in a `tf.function`.
     """
-    x, upstream, target = map(tf.constant, (arrays.x, arrays.upstream, arrays.target))
+
+    xla = False
+
+    def __init__(self, name: str, threads: int, device: str) -> None:
+        del name
+        use_threads(threads)
+        self.device = device
+        self.place = PLACES[device]
+
+    def missing(self) -> str:
+        """Return whether TensorFlow has the device."""
+        sees_it = self.device == "cpu" or tf.config.list_physical_devices("GPU")
+        return "" if sees_it else "TensorFlow sees no GPU"
+
+    def network(self, case: Case, arrays: Arrays) -> Network:
+        """Make the network."""
+        raise NotImplementedError
+
+    def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
+        """Build the case."""
+        with tf.device(self.place):
+            work = _build(case, mode, arrays, self.network(case, arrays), self.place, self.xla)
+        if self.device == "cpu":  # where all is computed when the call returns
+            return work
+
+        def wait(_: Any) -> None:
+            tf.test.experimental.sync_devices()
+
+        def memory() -> int:
+            wait(None)
+            tf.config.experimental.reset_memory_stats(self.place)
+            before = tf.config.experimental.get_memory_info(self.place)["current"]
+            wait(work.run())
+            return int(tf.config.experimental.get_memory_info(self.place)["peak"] - before)
+
+        return replace(work, wait=wait, memory=memory)
+
+
+def _on_host(y: Any, place: str) -> Array:
+    """Return a result as an array, if it was computed where it should be.
+
+    Where the operands lie TensorFlow computes, unless it has no kernel for that device.
+    """
+    if not y.device.endswith(place):
+        raise RuntimeError(f"was computed on {y.device} in place of {place}")
+    array: Array = y.numpy()
+    return array
+
+
+def _build(case: Case, mode: Mode, arrays: Arrays, network: Network, place: str, xla: bool) -> Work:
+    """Build what runs the network as the case says."""
+    x, upstream = map(tf.constant, (arrays.x, arrays.upstream))
+    rate, long_step = (tf.cast(value, x.dtype) for value in (case.rate, LONG_STEP))
     learning = [network.variables[name] for name in network.learning]
     names = [*(["dx"] if case.x_learns else []), *network.learning]
 
@@ -118,11 +180,11 @@ def build(case: Case, mode: Mode, arrays: Arrays, network: Network, *, xla: bool
         sources = [x, *learning] if case.x_learns else learning
         return y, tape.gradient(y, sources, output_gradients=upstream)
 
-    def train(x: Any, target: Any) -> None:
+    def train(x: Any, target: Any, rate: Any) -> None:
         with tf.GradientTape() as tape:
             loss = _loss(case, network.call(x), target)
         for variable, gradient in zip(learning, tape.gradient(loss, learning), strict=True):
-            variable.assign_sub(tf.cast(case.rate, gradient.dtype) * gradient)
+            variable.assign_sub(rate * gradient)
 
     if case.kind == "backward":
         # A persistent tape can be asked again and again.
@@ -141,7 +203,7 @@ def build(case: Case, mode: Mode, arrays: Arrays, network: Network, *, xla: bool
         function, arguments = {
             "forward": (forward, [x, *network.tensors]),
             "gradients": (gradients, [x, upstream]),
-            "train": (train, [x, target]),
+            "train": (train, [x, upstream, rate]),
         }[case.kind]
     if mode != "eager":
         compiled = xla or mode == "xla"
@@ -150,17 +212,18 @@ def build(case: Case, mode: Mode, arrays: Arrays, network: Network, *, xla: bool
     def run() -> Any:
         return function(*arguments)
 
-    def results() -> dict[str, Any]:
+    def results() -> dict[str, Array]:
         if case.kind == "forward":
-            return {"y": run().numpy()}
+            return {"y": _on_host(run(), place)}
         if case.kind == "train":
             before = {name: variable.numpy() for name, variable in network.variables.items()}
-            run()
-            return {
-                name: np.subtract(variable.numpy(), before[name])
-                for name, variable in network.variables.items()
-            }
+            function(x, upstream, long_step)
+            after = {name: variable.numpy() for name, variable in network.variables.items()}
+            for name in network.learning:
+                network.variables[name].assign(before[name])
+            return {name: np.subtract(after[name], before[name]) for name in after}
         y, found = run()
-        return {"y": y.numpy(), **{n: g.numpy() for n, g in zip(names, found, strict=True)}}
+        by_name = {"y": y, **dict(zip(names, found, strict=True))}
+        return {name: _on_host(tensor, place) for name, tensor in by_name.items()}
 
     return Work(run, results)

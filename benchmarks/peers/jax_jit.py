@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peers import Work
+from peers import LONG_STEP, Work
 from workloads import Array, Arrays, Case, Mode
+
+# What JAX calls the devices. It computes on the first that it has.
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu"}
 
 _ACTIVATIONS = {
     "linear": lambda z: z,
@@ -44,11 +48,25 @@ class Peer:
     What learns in part goes through `jnp.where` and `jax.lax.stop_gradient`.
     """
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, device: str) -> None:
         # Its thread pool has as many threads as the process has processors, which the worker set.
         del name, threads
-        jax.config.update("jax_platforms", "cpu")
+        self.platforms = PLATFORMS[device]
+        jax.config.update("jax_platforms", self.platforms)
         jax.config.update("jax_enable_x64", True)
+        if device == "gpu":
+            jax.config.update("jax_default_matmul_precision", "tensorfloat32")
+        # Calls return before their results are there. On the CPU, where other frameworks wait, each
+        # call waits here too, or several would share the processors.
+        self.each: Callable[[Any], Any] = jax.block_until_ready if device == "cpu" else lambda y: y
+
+    def missing(self) -> str:
+        """Return whether JAX has the device."""
+        try:
+            jax.devices(self.platforms.partition(",")[0])
+        except RuntimeError as error:
+            return f"JAX sees no GPU: {error}"
+        return ""
 
     def supports(self, case: Case) -> bool:
         """Leave out a backward pass alone, which is no function of its own under `jax.jit`."""
@@ -57,7 +75,8 @@ class Peer:
     def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
         """Build the case."""
         del mode
-        x, upstream, target = map(jnp.asarray, (arrays.x, arrays.upstream, arrays.target))
+        x, upstream = map(jnp.asarray, (arrays.x, arrays.upstream))
+        rate, long_step = (jnp.asarray(value, x.dtype) for value in (case.rate, LONG_STEP))
         learning: dict[str, Any] = {}
         frozen: dict[str, Any] = {}
         for index, (layer, w, b) in enumerate(
@@ -69,7 +88,7 @@ class Peer:
                 parameters[f"db{index}"] = jnp.asarray(b)
             # What is given to the function may be another array at each step.
             if layer.gradient_scale is not None:
-                frozen[f"scale{index}"] = jnp.float32(layer.gradient_scale)
+                frozen[f"scale{index}"] = jnp.asarray(layer.gradient_scale, x.dtype)
             if arrays.active[index] is not None:
                 frozen[f"active{index}"] = jnp.asarray(arrays.active[index])
         masks = [None if mask is None else jnp.asarray(mask) for mask in arrays.learning]
@@ -102,7 +121,7 @@ class Peer:
             y, pull = jax.vjp(lambda p: call(p, frozen, x), learning)
             return {"y": y, **pull(upstream)[0]}
 
-        def train(learning: Any, frozen: Any, x: Any, target: Any) -> Any:
+        def train(learning: Any, frozen: Any, x: Any, target: Any, rate: Any) -> Any:
             def loss(p: Any) -> Any:
                 difference = call(p, frozen, x) - target
                 if case.loss == "difference":
@@ -110,7 +129,7 @@ class Peer:
                 return jnp.mean(jnp.square(difference))
 
             found = jax.grad(loss)(learning)
-            return {name: p - case.rate * found[name] for name, p in learning.items()}
+            return {name: p - rate * found[name] for name, p in learning.items()}
 
         if case.kind == "train":
             # The old weights' memory takes the new ones, as variables do elsewhere.
@@ -118,25 +137,26 @@ class Peer:
 
             def run() -> Any:
                 nonlocal learning
-                learning = jax.block_until_ready(step(learning, frozen, x, target))
+                learning = self.each(step(learning, frozen, x, upstream, rate))
+                return learning
 
             def results() -> dict[str, Array]:
+                nonlocal learning
                 before = {name: np.array(p) for name, p in {**learning, **frozen}.items()}
-                run()
-                return {
-                    name: np.array(p) - before[name] for name, p in {**learning, **frozen}.items()
-                }
+                after = step(learning, frozen, x, upstream, long_step)
+                learning = {name: jnp.asarray(before[name]) for name in learning}
+                return {name: np.array(p) - before[name] for name, p in {**after, **frozen}.items()}
 
         else:
             function = jax.jit(call if case.kind == "forward" else gradients)
             arguments = [x] if case.kind == "forward" else [x, upstream]
 
             def run() -> Any:
-                return jax.block_until_ready(function(learning, frozen, *arguments))
+                return self.each(function(learning, frozen, *arguments))
 
             def results() -> dict[str, Array]:
                 found = run()
                 found = found if isinstance(found, dict) else {"y": found}
                 return {name: np.array(value) for name, value in found.items()}
 
-        return Work(run, results)
+        return Work(run, results, jax.block_until_ready)

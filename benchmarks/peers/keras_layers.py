@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from peers import Work, _on_tensorflow
-from workloads import Arrays, Case, Mode
+from peers import _on_tensorflow
+from workloads import Arrays, Case
 
 
 def _activation(name: str) -> Any:
@@ -17,12 +17,8 @@ def _activation(name: str) -> Any:
     return None if name == "linear" else name
 
 
-class Peer:
+class Peer(_on_tensorflow.Base):
     """Dense layers, called under a tape."""
-
-    def __init__(self, name: str, threads: int) -> None:
-        del name
-        _on_tensorflow.use_threads(threads)
 
     def supports(self, case: Case) -> bool:
         """Leave out what layers do not have.
@@ -35,8 +31,8 @@ class Peer:
             for layer in case.layers
         )
 
-    def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
-        """Build the case."""
+    def network(self, case: Case, arrays: Arrays) -> _on_tensorflow.Network:
+        """Make the network."""
         layers: list[Any] = []
         variables: dict[str, Any] = {}
         learning: list[str] = []
@@ -62,5 +58,4 @@ class Peer:
                 h = dense(h)
             return h
 
-        network = _on_tensorflow.Network(call, (), variables, learning)
-        return _on_tensorflow.build(case, mode, arrays, network)
+        return _on_tensorflow.Network(call, (), variables, learning)

@@ -13,8 +13,12 @@ _BLAS_DTYPES = ("float32", "float64", "complex64", "complex128")
 class Peer:
     """`np.matmul`. Its threads are set in the worker's environment."""
 
-    def __init__(self, name: str, threads: int) -> None:
-        del name, threads
+    def __init__(self, name: str, threads: int, device: str) -> None:
+        del name, threads, device
+
+    def missing(self) -> str:
+        """NumPy needs nothing else."""
+        return ""
 
     def supports(self, case: Case) -> bool:
         """Take bare products in the dtypes that NumPy hands to a BLAS; others are plain loops."""

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 import stopgrad_op as sg
-from peers import Work, _on_tensorflow
-from workloads import Array, Arrays, Case, Layer, Mode
+from peers import _on_tensorflow
+from stopgrad_op import _library
+from workloads import Array, Arrays, Case, Layer
 
 
 def _region(layer: Layer, mask: Array) -> Any:
@@ -36,21 +37,23 @@ def _control(layer: Layer, mask: Array | None, control: _on_tensorflow.Control) 
     return options
 
 
-class Peer:
+class Peer(_on_tensorflow.Base):
     """`sg.matmul`, with everything blocked that does not learn."""
 
-    def __init__(self, name: str, threads: int) -> None:
-        del name
-        _on_tensorflow.use_threads(threads)
+    def missing(self) -> str:
+        """Return why the ops have no kernels on the device."""
+        return "" if self.device == "cpu" else _library.load_gpu() or ""
 
     def supports(self, case: Case) -> bool:
         """Take every case."""
         del case
         return True
 
-    def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
-        """Build the case."""
+    def network(self, case: Case, arrays: Arrays) -> _on_tensorflow.Network:
+        """Make the network."""
         pairs, tensors, variables = _on_tensorflow.make_parameters(case, arrays)
+        # The kernels read factors and masks in the host's memory, as docs/gpu.md tells users.
+        controls = _on_tensorflow.make_controls(case, arrays, _on_tensorflow.PLACES["cpu"])
         # A user writes these down once, not in each call.
         options = [
             {
@@ -60,12 +63,7 @@ class Peer:
                 **_control(layer, mask, control),
             }
             for index, (layer, mask, control) in enumerate(
-                zip(
-                    case.layers,
-                    arrays.learning,
-                    _on_tensorflow.make_controls(case, arrays),
-                    strict=True,
-                )
+                zip(case.layers, arrays.learning, controls, strict=True)
             )
         ]
 
@@ -75,5 +73,4 @@ class Peer:
             return h
 
         learning = [name for name, variable in variables.items() if variable.trainable]
-        network = _on_tensorflow.Network(call, tensors, variables, learning)
-        return _on_tensorflow.build(case, mode, arrays, network)
+        return _on_tensorflow.Network(call, tensors, variables, learning)

@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from peers import Work, _on_tensorflow
-from workloads import Arrays, Case, Mode
+from peers import _on_tensorflow
+from workloads import Arrays, Case
 
 _ACTIVATIONS = {
     "relu": tf.nn.relu,
@@ -35,14 +35,14 @@ def _selected(mask: Any, tensor: Any) -> Any:
     return tf.where(mask, tensor, tf.stop_gradient(tensor))
 
 
-class Peer:
+class Peer(_on_tensorflow.Base):
     """`tf.matmul`, `tf.nn.bias_add` and an activation; variables that do not learn are frozen.
 
     What learns in part only goes through `tf.where` and `tf.stop_gradient`.
     """
 
-    def __init__(self, name: str, threads: int) -> None:
-        _on_tensorflow.use_threads(threads)
+    def __init__(self, name: str, threads: int, device: str) -> None:
+        super().__init__(name, threads, device)
         self.xla = name == "tf-xla"
 
     def supports(self, case: Case) -> bool:
@@ -50,10 +50,10 @@ class Peer:
         del case
         return True
 
-    def build(self, case: Case, mode: Mode, arrays: Arrays) -> Work:
-        """Build the case."""
+    def network(self, case: Case, arrays: Arrays) -> _on_tensorflow.Network:
+        """Make the network."""
         pairs, tensors, variables = _on_tensorflow.make_parameters(case, arrays)
-        controls = _on_tensorflow.make_controls(case, arrays)
+        controls = _on_tensorflow.make_controls(case, arrays, self.place)
         masks = [None if mask is None else tf.constant(mask) for mask in arrays.learning]
 
         def call(h: Any, *tensors: Any) -> Any:
@@ -76,5 +76,4 @@ class Peer:
             return h
 
         learning = [name for name, variable in variables.items() if variable.trainable]
-        network = _on_tensorflow.Network(call, tensors, variables, learning)
-        return _on_tensorflow.build(case, mode, arrays, network, xla=self.xla)
+        return _on_tensorflow.Network(call, tensors, variables, learning)

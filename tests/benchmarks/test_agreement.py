@@ -71,3 +71,36 @@ def test_not_a_number_does_not_agree():
 
 def test_other_shape_does_not_agree():
     assert disagreement({"y": np.ones(4)}, {"y": np.ones((4, 1))}, "float64") is not None
+
+
+def rounded(array, bits):
+    """Round float32 to so many bits after the point, as a processor's short factors are."""
+    step = 1 << (23 - bits)
+    return ((array.view(np.int32) + step // 2) & -step).view(np.float32)
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("tf32", 10), ("bfloat16", 7)])
+def test_products_of_short_factors_agree_with_those_of_long_ones_in_that_precision(
+    rng, precision, bits
+):
+    a, b = (rng.standard_normal((200, 200)).astype(np.float32) for _ in range(2))
+    short = rounded(a, bits) @ rounded(b, bits)
+    assert disagreement({"y": a @ b}, {"y": short}, precision) is None
+    assert disagreement({"y": a @ b}, {"y": short}, "float32") is not None
+    assert disagreement({"y": a @ b}, {"y": short * 1.05}, precision) is not None
+
+
+def test_rounding_of_each_layer_counts():
+    y = np.ones(100)
+    assert disagreement({"y": y}, {"y": y * 1.005}, "tf32", layers=1) is not None
+    assert disagreement({"y": y}, {"y": y * 1.005}, "tf32", layers=4) is None
+
+
+def test_relu_of_a_short_sum_may_switch_a_row_or_two(rng):
+    x, upstream = rng.standard_normal((16, 32)), rng.standard_normal((16, 32))
+    switched = upstream.copy()
+    switched[3, ::2] = 0
+    gradients = [{"dw0": x.T @ dz} for dz in (upstream, switched)]
+    assert disagreement(*gradients, "tf32", rows=16) is None
+    assert disagreement(*gradients, "tf32", rows=8192) is not None
+    assert disagreement(*gradients, "float32", rows=16) is not None

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from peers import PEERS
+from peers import OURS, PEERS
 from plot import draw, shares_of_the_full_step
 from records import make_record
 from workloads import SHARES, SUITES
 
-MACHINE = {"quick": False, "limits": {"2": {"float32": 1e11}}}
+MACHINES = {
+    "cpu": {"device": "cpu", "quick": False, "limits": {"2": {"float32": 1e11}}},
+    "gpu": {"device": "gpu", "quick": False, "limits": {"2": {"bfloat16": 9e14, "tf32": 5e14}}},
+}
 
 
-def records(suite, seconds=None):
+def records(suite, seconds=None, device="cpu"):
     """Records of a suite as if everybody took a second; `seconds` by peer and case has others."""
     return [
         make_record(
             case,
             "function",
-            "cpu",
+            device,
             case.threads or 2,
             {
                 peer: [(seconds or {}).get((peer, case.name), 1.0)]
@@ -28,6 +31,7 @@ def records(suite, seconds=None):
             None,
         )
         for case in SUITES[suite].cases
+        if device in case.devices
     ]
 
 
@@ -59,21 +63,45 @@ def test_peer_without_cases_or_without_its_full_step_has_no_line():
 
 
 @pytest.mark.parametrize(
-    ("suites", "files"),
+    ("device", "suites", "files"),
     [
-        (["scaling"], ["run.png"]),
-        (["control"], ["run-control.png"]),
-        (["scaling", "control"], ["run.png", "run-control.png"]),
-        (["blog"], []),
+        ("cpu", ["scaling"], ["run.png"]),
+        ("cpu", ["control"], ["run-control.png"]),
+        ("cpu", ["scaling", "control"], ["run.png", "run-control.png"]),
+        ("cpu", ["blog"], []),
+        ("gpu", ["scaling"], ["run.png"]),
+        # Shares are swept on the CPU alone.
+        ("gpu", ["scaling", "control"], ["run.png"]),
+        ("gpu", ["dense"], []),
     ],
 )
-def test_pictures_are_drawn_of_the_suites_that_ran(tmp_path, suites, files):
+def test_pictures_are_drawn_of_the_suites_that_ran(tmp_path, device, suites, files):
     pytest.importorskip("matplotlib")
-    found = draw(
-        [record for suite in suites for record in records(suite)], MACHINE, tmp_path / "run.png"
-    )
+    ran = [record for suite in suites for record in records(suite, device=device)]
+    found = draw(ran, MACHINES[device], tmp_path / "run.png")
     assert [picture.file for picture in found] == [tmp_path / name for name in files]
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(files)
     for picture in found:
         assert picture.file.read_bytes().startswith(b"\x89PNG")
         assert picture.about
+
+
+@pytest.mark.parametrize(
+    ("device", "titles", "peaks"),
+    [
+        ("cpu", ["1 thread", "2 threads"], [None, 100]),  # of one thread it was not measured
+        ("gpu", ["bfloat16", "tf32"], [900, 500]),
+    ],
+)
+def test_each_panel_has_its_own_peak(monkeypatch, tmp_path, device, titles, peaks):
+    pytest.importorskip("matplotlib")
+    import plot
+
+    figures = []
+    monkeypatch.setattr(plot, "_save", lambda figure, *_: figures.append(figure))
+    draw(records("scaling", device=device), MACHINES[device], tmp_path / "run.png")
+    axes = figures[0].axes
+    assert [axis.get_title() for axis in axes] == titles
+    lines = [{line.get_label(): line.get_ydata()[0] for line in axis.lines} for axis in axes]
+    assert [of_panel.get("machine's peak") for of_panel in lines] == peaks
+    assert all(OURS in of_panel for of_panel in lines)

@@ -59,6 +59,11 @@ def test_limit_is_the_time_at_the_machines_peak():
     assert make_record(CASE, "eager", "cpu", 2, SAMPLES, None)["limit"] is None
 
 
+def test_memory_is_what_was_known_of_it():
+    assert make_record(CASE, "eager", "gpu", 2, SAMPLES, None, {"jax": 7})["memory"] == {"jax": 7}
+    assert make_record(CASE, "eager", "cpu", 2, SAMPLES, None)["memory"] == {}
+
+
 def test_json_has_what_the_contract_lists():
     record = json.loads(json.dumps(make_record(CASE, "eager", "cpu", 2, SAMPLES, 1.0)))
     assert {key: type(record[key]) for key in CONTRACT} == CONTRACT

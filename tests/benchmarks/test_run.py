@@ -12,13 +12,22 @@ import pytest
 import run
 import stopgrad_op as sg
 from peers import PEERS
-from runner import QUICK, Plan
+from runner import QUICK, Plan, Prepared
 from workloads import SUITES
 
 
 def test_peer_that_is_not_installed_is_left_out_and_named(monkeypatch):
     monkeypatch.setattr(run, "is_installed", lambda name: name != "torch")
-    assert run.choose_peers(["tf-eager", "torch", "jax"]) == (["tf-eager", "jax"], ["torch"])
+    here, missing = run.choose_peers(["tf-eager", "torch", "jax"], "cpu")
+    assert (here, missing) == (["tf-eager", "jax"], {"torch": "not installed"})
+
+
+@pytest.mark.parametrize(("device", "only"), [("cpu", "numpy"), ("gpu", "torch-compile")])
+def test_peers_are_those_of_the_device(monkeypatch, device, only):
+    monkeypatch.setattr(run, "is_installed", lambda _: True)
+    here, missing = run.choose_peers(["numpy", "torch", "torch-compile"], device)
+    assert set(here) == {only, "torch"}
+    assert missing == {}
 
 
 def test_peers_are_found_by_the_package_that_they_need():
@@ -28,7 +37,7 @@ def test_peers_are_found_by_the_package_that_they_need():
 
 def test_suites_without_large_cases_keep_groups_whole():
     # Below the full backward pass of 256×1024×1024, and above one with an operand blocked.
-    plan = replace(QUICK, most_flops=6e8)
+    plan = replace(QUICK["cpu"], most_flops=6e8)
     cases = run.choose_cases(list(SUITES), "cpu", plan)
     assert all(case.flops <= 6e8 for case in cases)
     for suite in SUITES.values():
@@ -46,11 +55,14 @@ class DisagreeingWorker:
     """Each peer has a result of its own, and each call takes a second."""
 
     def __init__(self, peer, _threads, device):
-        self.y = np.full(3, len(peer))
-        assert device == "cpu"
+        self.peer = peer
+        self.device = device
+
+    def missing(self):
+        return ""
 
     def prepare(self, _number, _task):
-        return {"y": self.y}
+        return Prepared({"y": np.full(3, len(self.peer))})
 
     def measure(self, _number, _seconds):
         return [1.0]
@@ -71,16 +83,36 @@ def test_run_with_a_peer_that_computes_something_else_fails_loudly(monkeypatch, 
     assert "**numpy** does not agree" in output.out
 
 
+class WorkerWithoutGpu(DisagreeingWorker):
+    """Nobody has a GPU."""
+
+    def missing(self):
+        return "it was built with STOPGRAD_CUDA=OFF"
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_package_without_a_gpu_is_an_error_that_says_why(monkeypatch, capsys, alone):
+    monkeypatch.setattr(run, "ProcessWorker", WorkerWithoutGpu)
+    monkeypatch.setattr(
+        run, "measure_limits", lambda *_: pytest.fail("there is nothing to measure")
+    )
+    peers = [] if alone else ["tf-eager"]
+    assert run.main(["--device", "gpu", "--quick", "--suite", "overhead", "--peers", *peers]) == 1
+    assert "stopgrad_op has no gpu here: it was built with STOPGRAD_CUDA=OFF" in (
+        capsys.readouterr().err
+    )
+
+
 class AgreeingWorker(DisagreeingWorker):
     """All peers have the same result."""
 
     def prepare(self, _number, _task):
-        return {"y": np.ones(3)}
+        return Prepared({"y": np.ones(3)})
 
 
 def test_pictures_of_all_suites_stand_in_the_report(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(run, "QUICK", replace(QUICK, pause=0))
+    monkeypatch.setitem(run.QUICK, "cpu", replace(QUICK["cpu"], pause=0))
     monkeypatch.setattr(run, "ProcessWorker", AgreeingWorker)
     monkeypatch.setattr(run, "measure_limits", lambda *_: ({}, None))
     arguments = ["--quick", "--suite", "control", "scaling", "--peers", "tf-xla"]
@@ -93,10 +125,41 @@ def test_pictures_of_all_suites_stand_in_the_report(monkeypatch, tmp_path, capsy
     assert capsys.readouterr().err == ""
 
 
+class WorkerOfAGpu(AgreeingWorker):
+    """TensorFlow alone has one, and knows what memory is taken."""
+
+    def missing(self):
+        assert self.device == "gpu"
+        return "JAX sees no GPU" if self.peer == "jax" else ""
+
+    def prepare(self, _number, _task):
+        return Prepared({"y": np.ones(3)}, 2**20)
+
+
+def test_run_on_a_gpu_names_who_sees_none_and_records_memory(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run, "is_installed", lambda name: name != "torch")
+    monkeypatch.setattr(run, "ProcessWorker", WorkerOfAGpu)
+    monkeypatch.setattr(run, "measure_limits", lambda *_: ({2: {"tf32": 1e14, "copy": 1e12}}, None))
+    monkeypatch.setattr(run.machine_description, "available_threads", lambda: 2)
+    files = ["--json", str(tmp_path / "gpu.json")]
+    peers = ["--peers", "tf-eager", "torch", "jax"]
+    suites = ["--suite", "overhead", "dtypes"]
+    assert run.main(["--device", "gpu", "--quick", "--threads", "2", *suites, *peers, *files]) == 0
+    *records, last = json.loads((tmp_path / "gpu.json").read_text())
+    assert last["machine"]["remarks"][0] == "left out: torch (not installed), jax (JAX sees no GPU)"
+    assert {record["device"] for record in records} == {"gpu"}
+    eager = next(record for record in records if record["mode"] == "eager")
+    assert eager["memory"] == {"stopgrad_op": 2**20, "tf-eager": 2**20}
+    assert "1.0 MiB" in capsys.readouterr().out
+    limits = {record["case"]: record["limit"] for record in records}
+    assert limits["float32, 4096³"] == 2 * 4096**3 / 1e14
+    assert limits["float64, 4096³"] is None
+
+
 @pytest.mark.skipif(sg.build_info()["tensorflow"] is None, reason="a build without TensorFlow")
 def test_quick_run_from_end_to_end(monkeypatch, tmp_path, capsys):
     shortest = Plan(rounds=1, turn=0.001, pause=0, most_flops=None, limit_seconds=0.001)
-    monkeypatch.setattr(run, "QUICK", shortest)
+    monkeypatch.setitem(run.QUICK, "cpu", shortest)
     files = {name: tmp_path / "results" / f"run.{name}" for name in ("json", "report")}
     code = run.main(
         ["--quick", "--suite", "blog", "--peers", "tf-eager", "--threads", "1"]

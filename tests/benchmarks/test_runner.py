@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import runner
-from runner import PeerError, Plan, Runner, in_groups
+from runner import PeerError, Plan, Prepared, Runner, in_groups
 from workloads import Case, Layer
 
 CASE = Case("suite", "name", "forward", (2, 2), (Layer((2, 2)),))
@@ -16,12 +16,19 @@ PLAN = Plan(rounds=2, turn=0.5, pause=0.25, most_flops=None, limit_seconds=0.1)
 class FakeWorker:
     """Answers at once, and writes down what it was asked."""
 
-    def __init__(self, log, peer, y=1.0, seconds=1.0, supported=True, dies=False):
+    def __init__(
+        self, log, peer, y=1.0, seconds=1.0, supported=True, dies=False, memory=None, lacks=""
+    ):
         self.log, self.peer, self.y, self.seconds = log, peer, y, seconds
-        self.supported, self.dies = supported, dies
+        self.supported, self.dies, self.memory, self.lacks = supported, dies, memory, lacks
+
+    def missing(self):
+        if self.lacks is None:
+            raise PeerError("died")
+        return self.lacks
 
     def prepare(self, _number, _task):
-        return {"y": np.full(3, self.y)} if self.supported else None
+        return Prepared({"y": np.full(3, self.y)}, self.memory) if self.supported else None
 
     def measure(self, number, _seconds):
         self.log.append(("turn", self.peer, number))
@@ -37,18 +44,28 @@ class FakeWorker:
 
 
 @pytest.fixture
-def measure(monkeypatch):
-    """Measure with fake peers; returns the results and what happened in which order."""
+def make_runner(monkeypatch):
+    """Make a runner with fake peers, and a list of what happens in which order."""
 
-    def measure(tasks, peers=("tf-eager", "torch"), threads=2, **unlike):
+    def make_runner(peers=("tf-eager", "torch"), threads=2, device="cpu", **unlike):
         log = []
         monkeypatch.setattr(runner.time, "sleep", lambda seconds: log.append(("pause", seconds)))
 
-        def start(peer, threads):
-            log.append(("start", peer, threads))
+        def start(peer, threads, device):
+            log.append(("start", peer, threads, device))
             return FakeWorker(log, peer, **unlike.get(peer.replace("-", "_"), {}))
 
-        measuring = Runner(peers, threads, PLAN, start)
+        return Runner(peers, threads, PLAN, device, start), log
+
+    return make_runner
+
+
+@pytest.fixture
+def measure(make_runner):
+    """Measure with fake peers; returns the results and what happened in which order."""
+
+    def measure(tasks, *options, **unlike):
+        measuring, log = make_runner(*options, **unlike)
         results = measuring.measure(tasks)
         measuring.close()
         return results, log
@@ -116,6 +133,28 @@ def test_peer_that_dies_fails_and_the_others_go_on(measure):
     assert log.index(("close", "tf-eager")) < log.index(("turn", "torch", 0))
 
 
+@pytest.mark.parametrize(("lacks", "why"), [("sees no GPU", "sees no GPU"), (None, "died")])
+def test_peer_that_cannot_work_on_the_device_is_left_out_and_ended(make_runner, lacks, why):
+    measuring, log = make_runner(device="gpu", torch={"lacks": lacks})
+    assert measuring.leave_out() == {"torch": why}
+    assert log[-1] == ("close", "torch")
+    (result,) = measuring.measure([(CASE, "eager")])
+    assert list(result.samples) == ["stopgrad_op", "tf-eager"]
+    assert not result.failures
+    assert {entry[3] for entry in log if entry[0] == "start"} == {"gpu"}
+
+
+def test_memory_is_that_of_the_peers_that_know_theirs(measure):
+    ((result,), _) = measure([(CASE, "eager")], stopgrad_op={"memory": 0}, tf_eager={"memory": 7})
+    assert result.memory == {"stopgrad_op": 0, "tf-eager": 7}
+
+
+def test_products_in_tf32_may_differ_on_a_gpu_alone(measure):
+    for device, failed in (("cpu", ["torch"]), ("gpu", [])):
+        ((result,), _) = measure([(CASE, "eager")], device=device, torch={"y": 1.001})
+        assert list(result.failures) == failed
+
+
 def test_work_that_a_peer_does_not_do_is_no_failure(measure):
     ((result,), _) = measure([(CASE, "eager")], torch={"supported": False})
     assert list(result.samples) == ["stopgrad_op", "tf-eager"]
@@ -157,3 +196,13 @@ def test_workers_know_how_many_threads_there_are():
     environment = runner.worker_environment(3, "cpu")
     assert environment["OMP_NUM_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == "3"
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_workers_share_one_gpu_and_its_memory(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    environment = runner.worker_environment(3, "gpu")
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0"
+    assert environment["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+    assert environment["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert runner.worker_environment(3, "gpu")["CUDA_VISIBLE_DEVICES"] == "2"

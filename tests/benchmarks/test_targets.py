@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from peers import PEERS
+from peers import OURS, PEERS
 from records import make_record
 from report import make_report
 from targets import TARGETS, Target, Value, judge
 from workloads import CASES
 
 
-def records(unlike=None):
+def records(unlike=None, device="cpu"):
     """Records of all cases, as if everybody took a second; `unlike` by key has other times."""
     return [
         make_record(
             case,
             mode,
-            "cpu",
+            device,
             2,
             {
                 peer: [(unlike or {}).get((case.key, peer), 1.0)]
                 for peer, entry in PEERS.items()
-                if mode in entry.modes
+                if mode in entry.modes and device in entry.devices
             },
             case.flops / 0.9 if case.dtype == "float32" else None,
+            {OURS: 100} if device == "gpu" else {},
         )
         for case in CASES.values()
+        if device in case.devices
         for mode in case.modes
     ]
 
@@ -38,8 +40,15 @@ def target(word):
 
 @pytest.mark.parametrize("index", range(len(TARGETS)))
 def test_every_target_finds_its_cases(index):
-    assert judge(TARGETS[index], records()).worst is not None
+    device = TARGETS[index].device
+    assert judge(TARGETS[index], records(device=device)).worst is not None
     assert judge(TARGETS[index], []).verdict == "not measured"
+
+
+@pytest.mark.parametrize("index", range(len(TARGETS)))
+def test_target_of_one_device_takes_nothing_from_another(index):
+    (other,) = {"cpu", "gpu"} - {TARGETS[index].device}
+    assert judge(TARGETS[index], records(device=other)).verdict == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +98,61 @@ def test_steps_are_compared_with_tensorflow_alone():
     key = "mlp/784-512-512-10 at 128, half frozen"
     assert judge(target("every size"), records({(key, "torch"): 0.1})).worst.number == 1
     assert judge(target("every size"), records({(key, "tf-xla"): 0.1})).worst.number == 0.1
+
+
+STEP = "dense/8192×4096×16384 bfloat16 gelu, gradients"
+
+
+def test_step_on_a_gpu_is_compared_with_the_best_mode_of_tensorflow():
+    row = target("full step, 8192×4096×16384 in bfloat16")
+    for peer in ("tf-eager", "tf-function", "tf-xla"):
+        outcome = judge(row, records({(STEP, "stopgrad_op"): 0.5, (STEP, peer): 0.525}, "gpu"))
+        assert outcome.worst.number == pytest.approx(1.05)
+        assert outcome.verdict == "missed"
+    assert judge(row, records({(STEP, "jax"): 0.1}, "gpu")).worst.number == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "counts"),
+    [
+        (STEP, True),
+        ("mlp/479-1024-1024-512-256-1 at 32768 float32, half frozen", True),
+        ("dense/8192×4096×16384 bfloat16 gelu, forward", False),
+        ("dense/128×512×512 relu, gradients", False),
+    ],
+)
+@pytest.mark.parametrize(
+    ("word", "peer"),
+    [("from 8192 rows: the same", "tf-eager"), ("PyTorch", "torch-compile"), ("JAX", "jax")],
+)
+def test_large_steps_on_a_gpu_are_compared_with_each_framework(word, peer, key, counts):
+    worst = judge(target(word), records({(key, peer): 0.25}, "gpu")).worst
+    assert worst.number == (0.25 if counts else 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "counts"),
+    [
+        ("overhead/tape step, layers: 8", True),
+        ("dense/128×512×512 relu, gradients", True),
+        ("dense/8192×1024×4096 bfloat16 gelu, forward", False),
+    ],
+)
+def test_sizes_bound_by_launches_are_the_small_ones(key, counts):
+    worst = judge(target("bound by launches"), records({(key, "tf-eager"): 0.25}, "gpu")).worst
+    assert worst.number == (0.25 if counts else 1)
+
+
+def test_memory_of_a_frozen_stack_is_a_share_of_inferences():
+    taken = records(device="gpu")
+    for record in taken:
+        if (record["case"], record["mode"]) == ("all but the head frozen", "eager"):
+            record["memory"] = {OURS: 150}
+        if record["case"] == "nothing frozen":
+            record["memory"] = {OURS: 900}
+    outcome = judge(target("peak memory"), taken)
+    assert outcome.worst == Value(1.5, "all but the head frozen, eager")
+    assert outcome.verdict == "missed"
 
 
 def test_compiled_steps_are_compared_with_stock_ops_that_are_compiled():
@@ -185,6 +249,8 @@ def test_stock_ways_are_tensorflows_in_either_mode():
 
 
 MACHINE = {
+    "device": "cpu",
+    "gpu": {},
     "processor": "a processor",
     "processors": 2,
     "threads": 2,
@@ -194,7 +260,7 @@ MACHINE = {
     "load_before": 0.0,
     "environment": {},
     "limits": {"2": {"float32": 2e11, "float64": 1e11, "copy": 3e10}},
-    "remarks": ["not installed and left out: jax"],
+    "remarks": ["left out: jax (not installed)"],
     "failures": [
         {"suite": "blog", "case": "c", "mode": "eager", "peer": "torch", "why": "does not agree"}
     ],
@@ -211,6 +277,28 @@ def test_report_shows_losses_failures_and_who_is_missing():
     assert row[-5:-2] == ["torch", "0.25", "0.268"]
     assert "| missed" in report
     assert "**torch** does not agree" in report
-    assert "not installed and left out: jax" in report
+    assert "left out: jax (not installed)" in report
     assert "![a picture](plot.png)" in report
-    assert "float32 200 GFLOP/s" in report
+    assert "limit, 2 threads: float32 200 GFLOP/s" in report
+    assert "GFLOP/s" in report
+    assert "against PyTorch" not in report
+    assert "MiB" not in report
+
+
+def test_report_of_a_gpu_has_its_name_targets_units_and_memory():
+    limits = {"2": {"bfloat16": 7e14, "tf32": 4e14, "copy": 2.8e12}}
+    gpu = {"name": "a GPU", "driver_version": "580.1"}
+    machine = {**MACHINE, "device": "gpu", "gpu": gpu, "limits": limits}
+    report = make_report(records({(STEP, "stopgrad_op"): 0.004}, "gpu"), machine, {})
+    assert "* name a GPU, driver_version 580.1" in report
+    assert "limit: bfloat16 700 TFLOP/s, tf32 400 TFLOP/s, copying memory 2800.0 GB/s" in report
+    assert "GFLOP/s" not in report
+    # 3.3 TFLOP in 4 ms.
+    assert [
+        line for line in report.splitlines() if "bfloat16 gelu, gradients" in line and "825" in line
+    ]
+    assert "against PyTorch" in report
+    assert "512³: against TensorFlow" not in report
+    assert "numpy" not in report
+    rows = [[cell.strip() for cell in line.split("|")] for line in report.splitlines()]
+    assert ["", "inference", "eager", "0.0 MiB", ""] in rows

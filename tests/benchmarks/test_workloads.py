@@ -7,6 +7,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 
+import workloads
 from workloads import CASES, DTYPES, SUITES, Case, Layer, Part, make_arrays, numpy_dtype
 
 SMALL = [case for case in CASES.values() if case.flops < 1e7]
@@ -22,6 +23,7 @@ def test_suites_are_those_that_were_agreed():
         "overhead",
         "control",
         "scaling",
+        "memory",
         "xla",
     ]
 
@@ -74,7 +76,7 @@ def test_upstream_gradient_has_the_shape_of_the_output(case):
     y = arrays.x
     for layer, w in zip(case.layers, arrays.weights, strict=True):
         y = y @ (np.swapaxes(w, -1, -2) if layer.transposed else w)
-    assert arrays.upstream.shape == arrays.target.shape == y.shape
+    assert arrays.upstream.shape == y.shape
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -161,3 +163,46 @@ def test_active_rows_are_as_many_as_the_share_says(case, active):
     mask = make_arrays(CASES[f"control/{case} the output rows"]).active[0]
     assert (mask.shape, mask.dtype, mask.sum()) == ((512,), bool, active)
     assert np.diff(np.flatnonzero(mask)).max() > 1
+
+
+ON_GPU = [case for case in CASES.values() if "gpu" in case.devices]
+
+
+def test_sizes_of_a_gpu_are_those_that_were_agreed():
+    keys = {case.key for case in ON_GPU}
+    for dtype in ("bfloat16", "float32"):
+        for size in ("8192×1024×4096", "8192×4096×1024", "8192×4096×16384", "8192×16384×4096"):
+            assert {
+                f"dense/{size} {dtype} gelu, {kind}" for kind in ("forward", "gradients")
+            } < keys
+        for widths, batch in (
+            ("1024-4096-1024", 8192),
+            ("4096-16384-4096", 8192),
+            ("479-1024-1024-512-256-1", 32768),
+        ):
+            for frozen in ("nothing frozen", "all but the head frozen"):
+                assert f"mlp/{widths} at {batch} {dtype}, {frozen}" in keys
+        assert f"mlp/479-1024-1024-512-256-1 at 32768 {dtype}, half frozen" in keys
+    assert {case.key for case in SUITES["overhead"].cases} < keys
+
+
+def test_cases_say_their_dtype_where_there_are_several():
+    several = [case for case in ON_GPU if case.devices == ("gpu",) and case.suite != "memory"]
+    assert all(case.dtype in case.name for case in several)
+
+
+def test_large_arrays_repeat_and_no_two_rows_are_the_same(monkeypatch):
+    monkeypatch.setattr(workloads, "_DRAWN", 101)
+    arrays = make_arrays(Case("", "", "forward", (40, 50), (Layer((50, 30)),)))
+    assert len(np.unique(arrays.x)) == 101
+    assert len(np.unique(arrays.x, axis=0)) == 40
+    assert abs(arrays.x.std() - 1) < 0.3
+
+
+def test_stack_whose_memory_is_measured_ends_in_a_head_that_alone_learns():
+    inference, frozen, whole = SUITES["memory"].cases
+    assert inference.kind == "forward"
+    assert [layer.learns for layer in frozen.layers] == [False] * 8 + [True]
+    assert [layer.learns for layer in whole.layers] == [True] * 9
+    assert inference.layers == whole.layers
+    assert (inference.x, inference.dtype) == (frozen.x, frozen.dtype) == (whole.x, whole.dtype)
