@@ -351,23 +351,87 @@ def test_none_stays_none(order: int, rng: np.random.Generator) -> None:
     assert found[1] is not None
 
 
-def test_recomputing_and_gradients_of_users_own(rng: np.random.Generator) -> None:
-    a, b = (tf.constant(rng.standard_normal(shape)) for shape in ((3, 4), (4, 2)))
+# In a function TensorFlow itself differentiates what it recomputes once only.
+@pytest.mark.parametrize(
+    ("mode", "order"), [(EAGER, 1), (EAGER, 2), (IN_FUNCTION, 1)], ids=["eager", "2", "function"]
+)
+@pytest.mark.parametrize("blocked", [(), ("a",), ("bias",)], ids="+".join)
+def test_recomputing_and_gradients_of_users_own(
+    mode: Any, order: int, blocked: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    problem = problem_of(rng, "silu")
+    arrays = stock.operands_of(problem)
 
-    def layer(a: Any, b: Any) -> Any:
-        return sg.matmul(a, b, activation="silu")
+    def doubled(multiply: Multiply) -> Multiply:
+        @tf.custom_gradient
+        def function(a: Any, b: Any, bias: Any) -> Any:
+            operands = [a, b, bias]
+            with tf.GradientTape() as tape:
+                tape.watch(operands)
+                y = multiply(*operands)
 
-    @tf.custom_gradient
-    def doubled(a: Any, b: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch([a, b])
-            y = layer(a, b)
-        return y, lambda dy: [2 * g for g in tape.gradient(y, [a, b], dy)]
+            def gradients(dy: Any) -> Any:
+                found = tape.gradient(y, operands, dy)
+                return [None if g is None else 2 * g for g in found]
 
-    due = derivatives(layer, [a, b], 1)
-    for result in (derivatives(tf.recompute_grad(layer), [a, b], 1),):
-        assert_same(result, due)
-    assert_same(derivatives(doubled, [a, b], 1), [2 * g for g in due])
+            return y, gradients
+
+        return function
+
+    def ours(a: Any, b: Any, bias: Any) -> Any:
+        return sg.matmul(a, b, bias=bias, activation="silu", stop_gradient=blocked)
+
+    def stocks(*operands: Any) -> Any:
+        return stock.matmul(problem, operands, blocked)
+
+    for wrap in (doubled, tf.recompute_grad) if order == 1 else (tf.recompute_grad,):
+        due = in_mode(mode, wrap(stocks), arrays, order)
+        assert_same(in_mode(mode, wrap(ours), arrays, order), due)
+
+
+def unconnected(multiply: Multiply, a: Any, b: Any, bias: Any) -> list[Any]:
+    """Ask a persistent tape twice, once with zeros for what nothing is connected to."""
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        doubled = 2 * a
+        tape.watch([doubled, b])  # and neither a nor the bias
+        y = multiply(doubled, b, bias)
+    zero = tf.UnconnectedGradients.ZERO
+    sources = [a, doubled, b, bias]
+    return [*tape.gradient(y, sources), *tape.gradient(y, sources, unconnected_gradients=zero)]
+
+
+@pytest.mark.parametrize("in_function", [False, True])
+@pytest.mark.parametrize("blocked", [(), ("a",), ("b",), ("a", "b")], ids="+".join)
+def test_what_nothing_is_connected_to_is_none_or_zeros_as_the_tape_is_asked(
+    in_function: bool, blocked: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    problem = problem_of(rng, "tanh")
+    operands = list(map(tf.constant, stock.operands_of(problem)))
+
+    def ours(a: Any, b: Any, bias: Any) -> Any:
+        return sg.matmul(a, b, bias=bias, activation="tanh", stop_gradient=blocked)
+
+    due = unconnected(lambda *x: stock.matmul(problem, x, blocked), *operands)
+    run = tf.function(unconnected) if in_function else unconnected
+    assert_same(run(ours, *operands), due)
+
+
+@pytest.mark.parametrize("blocked", [(), ("a",), ("b",), ("a", "b", "bias")], ids="+".join)
+def test_unconnected_gradients_in_a_session(
+    blocked: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    problem = problem_of(rng, "elu")
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        operands = list(map(tf.constant, stock.operands_of(problem)))
+        a, b, bias = operands
+        mine = sg.matmul(a, b, bias=bias, activation="elu", stop_gradient=blocked)
+        due = stock.matmul(problem, operands, blocked)
+        found, exact = (
+            tf.gradients(y, operands, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            for y in (mine, due)
+        )
+        for result, expected in zip(session.run(found), session.run(exact), strict=True):
+            np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("use_pfor", [True, False])

@@ -510,14 +510,24 @@ def test_a_batch_jacobian(rng: np.random.Generator) -> None:
 @needs_xla
 def test_an_ensemble_compiled_by_xla(rng: np.random.Generator) -> None:
     arrays = [rng.standard_normal((STEPS, *shape)) for shape in ((M, K), (K, N), (N,))]
+    stacked = (True, True, True, True)
 
-    def gradients(x: Any, w: Any, bias: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch([w, bias])
-            y = sg.matmul(x, w, bias=bias, activation="elu")
-        return tape.gradient(y, [w, bias])
+    def gradients(multiply: Function) -> Function:
+        def step(scale: Any, x: Any, w: Any, bias: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch([w, bias])
+                y = multiply(scale, x, w, bias)
+            return tape.gradient(y, [w, bias])
 
-    stacked = (True, True, True)
-    compiled = tf.function(vectorized(gradients, stacked), jit_compile=True)
-    results = [to_numpy(g) for g in compiled(*map(tf.constant, arrays))]
-    assert_close(results, one_by_one(gradients, arrays, stacked))
+        return step
+
+    def ours(scale: Any, x: Any, w: Any, bias: Any) -> Any:
+        return sg.matmul(x, w, bias=bias, activation="elu", gradient_scale={"b": scale})
+
+    def stocks(scale: Any, x: Any, w: Any, bias: Any) -> Any:
+        problem = reference.Problem(x, w, bias, activation="elu")
+        return stock.matmul(problem, (x, w, bias), scales={"b": scale})
+
+    compiled = tf.function(vectorized(gradients(ours), stacked), jit_compile=True)
+    results = [to_numpy(g) for g in compiled(*map(tf.constant, (SCALES, *arrays)))]
+    assert_close(results, one_by_one(gradients(stocks), [SCALES, *arrays], stacked))
