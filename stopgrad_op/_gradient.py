@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -39,6 +40,8 @@ class Kept(NamedTuple):
         None or one.
     indices
         By axis.
+    bias
+        None or one, where a gradient may be differentiated through the activation.
     """
 
     options: MatMulOptions
@@ -48,6 +51,7 @@ class Kept(NamedTuple):
     scales: Mapping[str, tf.Tensor]
     rows: Sequence[tf.Tensor]
     indices: Mapping[str, tf.Tensor]
+    bias: Sequence[tf.Tensor] = ()
 
 
 def is_known_zero(scale: tf.Tensor | float) -> bool:
@@ -60,7 +64,7 @@ def _is_known(scale: tf.Tensor) -> bool:
     return tf.get_static_value(scale) is not None
 
 
-@lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=4096)
 def product_attributes(layout_a: str, layout_b: str, activation: str) -> tuple[str, ...]:
     """Return what both ops take of the options, as names and values in turn, but for defaults."""
     attributes: tuple[str, ...] = ()
@@ -114,6 +118,7 @@ def _recorded_gradient(op: tf.Operation, dy: tf.Tensor | None, *dz: Any) -> list
         scales=dict(zip(scaled, take(len(scaled)), strict=True)),
         rows=take(num_rows),
         indices=dict(zip(indexed, take(len(indexed)), strict=True)),
+        bias=operands[2:],
     )
     # Only derivatives of higher order give z a gradient; what tapes give otherwise is zeros.
     if dz and not _tensorflow.is_known_zeros(dz[0]):
@@ -223,21 +228,65 @@ def _sizes(operand: tf.Tensor | tf.TensorShape) -> tf.Tensor:
 
 
 def _zeros(name: str, dy: tf.Tensor, kept: Kept) -> tf.Tensor:
+    """Return the gradient of an operand whose scale is known to be 0."""
     shape = dy.shape[-1:] if name == "bias" else _shape(_factor(name, kept))
     if name in kept.options.policy.indexed_slices:
         shape = kept.indices[f"{name}_rows"].shape.concatenate(shape[1:])
 
-    def in_steps() -> tf.Tensor:
+    def sizes() -> Any:
         if shape.is_fully_defined():
-            return tf.zeros(shape, dy.dtype)
+            return shape
         sizes = _sizes(dy)[-1:] if name == "bias" else _sizes(_factor(name, kept))
         if name in kept.options.policy.indexed_slices:
             selected = tf.shape(kept.indices[f"{name}_rows"], tf.int64)
             sizes = tf.concat([selected, sizes[1:]], axis=0)
-        return tf.zeros(sizes, dy.dtype)
+        return sizes
 
-    # In a graph these are constants that TensorFlow knows; eagerly they would be written each time.
-    return _tensorflow.run_op("StopgradOp>Zeros", (), ("T", dy.dtype, "shape", shape), in_steps)
+    factors, curved = _read_for(name, dy, kept)
+    if any(map(_tensorflow.may_be_differentiated, factors + curved)):
+        # A product times 0 has gradients in every order, which are zeros, and so must this. It
+        # reads none of the elements of what the product would read, so that none are held for it.
+        zero = functools.reduce(operator.mul, map(_zero_of, factors))
+        if curved:
+            zero *= tf.exp(tf.add_n(list(map(_zero_of, curved))))
+        return tf.broadcast_to(zero, sizes())
+    return _tensorflow.run_op(
+        "StopgradOp>Zeros",
+        (),
+        ("T", dy.dtype, "shape", shape),
+        lambda: tf.zeros(sizes(), dy.dtype),
+    )
+
+
+def _read_for(name: str, dy: tf.Tensor, kept: Kept) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """Return what an operand's gradient is a product of, and what its f' depends on."""
+    learning = {
+        other: x
+        for other, x in zip(OPERANDS, (*kept.factors, *kept.bias), strict=False)
+        # What was recorded aside is known by its shape alone: nobody else watches it.
+        if other not in kept.options.policy.blocked and not isinstance(x, tf.TensorShape)
+    }
+    partner = {"a": "b", "b": "a"}.get(name)
+    factors = [dy, learning[partner]] if partner in learning else [dy]
+    return factors, [] if kept.options.activation == "linear" else list(learning.values())
+
+
+def _zero_of(x: tf.Tensor) -> tf.Tensor:
+    """Return the sum of none of a tensor's elements."""
+
+    def sum_of_none() -> tf.Tensor:
+        return tf.reduce_sum(tf.reshape(x, [-1])[:0])
+
+    if tf.executing_eagerly() or x.graph is tf.compat.v1.get_default_graph():
+        return sum_of_none()
+    # Where backward is another function than forward, the sum is made there, so that it is what
+    # forward hands over, and not the tensor. It is made once: while forward grows, TensorFlow
+    # builds backward anew.
+    known = _tensorflow.notes_of(x.graph)
+    if x.ref() not in known:
+        with x.graph.as_default():
+            known[x.ref()] = sum_of_none()
+    return known[x.ref()]
 
 
 def run_gradient_op(

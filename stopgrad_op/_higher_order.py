@@ -65,7 +65,10 @@ def _second_gradient(op: Any, *upstream: Any) -> list[tf.Tensor | None]:
         if t is not None:
             r_t = weigh_rows(t, call.rows)
             u = r_t if u is None else u + r_t
-        gradients[0], *to_saved = tape.gradient(e, watched, output_gradients=u)
+        # The slope of a relu depends on nothing; its gradient is zeros, as that of TensorFlow's is.
+        gradients[0], *to_saved = tape.gradient(
+            e, watched, output_gradients=u, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
         if to_saved:
             gradients[saved_index] = to_saved[0]
 

@@ -1,6 +1,7 @@
 """What a policy makes of one operand's gradient, in TensorFlow's operations.
 
-The kernels do it as they compute; this is for derivatives of higher order.
+The kernels do it as they compute; this is for derivatives of higher order, and for what differs
+between the steps of a vectorized loop where the kernels have one for all.
 """
 
 from __future__ import annotations
@@ -30,6 +31,27 @@ def restrict(
         if operand_of(axis) == name:
             g = _keep(g, axis, _in_list(selected))
     return g
+
+
+def steer(
+    name: str,
+    x: tf.Tensor,
+    policy: GradientPolicy,
+    scales: Mapping[str, tf.Tensor],
+    indices: Mapping[str, tf.Tensor],
+) -> tf.Tensor:
+    """Return an operand that is as it was, and whose gradient the policy restricts.
+
+    Scales may have more axes in front than the operand, and so has the result then. Where the
+    operand is infinite the result is NaN.
+    """
+    frozen = tf.stop_gradient(x)
+    if name in policy.blocked:
+        return frozen
+    axes = (*policy.sliced, *policy.indexed)
+    if name not in scales and name not in map(operand_of, axes):
+        return x
+    return frozen + restrict(name, x - frozen, policy, scales, indices)
 
 
 _Selects = Callable[[tf.Tensor], tf.Tensor]

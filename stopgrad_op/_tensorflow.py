@@ -110,6 +110,13 @@ def computes_tangents() -> bool:
     return str(getattr(tf.compat.v1.get_default_graph(), "name", "")).startswith("_jvp_")
 
 
+def notes_of(graph: tf.Graph) -> dict[Any, Any]:
+    """Return what this package has noted about a graph, which lives as long as that does."""
+    notes: dict[Any, Any] = getattr(graph, "_stopgrad_op_notes", {})
+    graph._stopgrad_op_notes = notes
+    return notes
+
+
 def gradient_order(tensors: Sequence[tf.Tensor]) -> int:
     """Return which derivatives can be asked for of what is computed from the eager tensors.
 

@@ -17,7 +17,7 @@ _ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "linear": lambda z: z,
     "relu": tf.nn.relu,
     "relu6": tf.nn.relu6,
-    "leaky_relu": lambda z: tf.where(z > 0, z, tf.constant(0.2, z.dtype) * z),
+    "leaky_relu": lambda z: tf.nn.relu(z) + _times(z - tf.nn.relu(z), 0.2),
     "elu": tf.nn.elu,
     "selu": tf.nn.selu,
     "gelu": lambda z: z * tf.constant(0.5, z.dtype) * (1 + tf.math.erf(_times(z, 0.5**0.5))),

@@ -56,7 +56,8 @@ CASES: dict[str, tuple[Callable[[], Any], int]] = {
     "step": (step(dense(activation="gelu"), *DENSE), 3 * PRODUCT + BIAS + SUM),
     "no bias": (step(dense(activation="relu"), *DENSE[:2]), 3 * PRODUCT),
     "blocked": (step(dense(stop_gradient="a"), *DENSE), 2 * PRODUCT + BIAS + SUM),
-    "scale 0": (step(dense(gradient_scale={"b": 0}), *DENSE[:2]), 2 * PRODUCT),
+    # The one is a product of scalars, by which the zeros depend on dy and a.
+    "scale 0": (step(dense(gradient_scale={"b": 0}), *DENSE[:2]), 2 * PRODUCT + 1),
     "scale": (step(dense(gradient_scale={"b": 2}), *DENSE[:2]), 3 * PRODUCT),
     "rows": (step(dense(gradient_rows=np.eye(M)[0]), *DENSE[:2]), 3 * PRODUCT),
     "slice": (
@@ -125,6 +126,36 @@ def test_products_are_those_that_the_kernels_count(region: Any) -> None:
     stats = sg.kernel_stats()
     ran = stats["forward"]["flops"] + stats["backward"]["flops"]
     assert count(step(function, (4, M, K), (K, N))) == ran
+
+
+@pytest.mark.parametrize("stacked", ["x", "w", "both"])
+def test_mapped_gradients_are_those_that_the_kernels_count(stacked: str) -> None:
+    """Each step's own gradient of what is the same in all steps, and of what is not."""
+
+    def step(x: Any, w: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch([x, w])
+            y = sg.matmul(x, w, activation="gelu")
+        return tape.gradient(y, [x, w])
+
+    x = tf.ones((4, M, K) if stacked != "w" else (M, K))
+    w = tf.ones((4, K, N) if stacked != "x" else (K, N))
+
+    @tf.function
+    def mapped(x: Any, w: Any) -> Any:
+        if stacked == "both":
+            return tf.vectorized_map(lambda each: step(*each), (x, w))
+        if stacked == "x":
+            return tf.vectorized_map(lambda x: step(x, w), x)
+        return tf.vectorized_map(lambda w: step(x, w), w)
+
+    graph = mapped.get_concrete_function(x, w).graph
+    sg.reset_kernel_stats()
+    mapped(x, w)
+    stats = sg.kernel_stats()
+    ran = stats["forward"]["flops"] + stats["backward"]["flops"]
+    # TensorFlow leaves the trace of one step in the graph, of which nothing runs.
+    assert count_graph(graph) - 3 * PRODUCT == ran == 4 * 3 * PRODUCT
 
 
 @pytest.mark.parametrize(("scale", "due"), [(0.0, 0), (0.5, PRODUCT)])

@@ -165,6 +165,29 @@ def test_the_gradient_of_one_operand_depends_on_the_other_as_that_is_steered(
     assert_same((tf.function(ours) if in_function else ours)(), due)
 
 
+@pytest.mark.parametrize("in_function", [False, True])
+@pytest.mark.parametrize("activation", ["linear", "relu", "tanh"])
+@pytest.mark.parametrize("zero", [("a",), ("b",), ("a", "b")], ids="+".join)
+def test_a_scale_known_to_be_zero_gives_tangents_of_zeros(
+    in_function: bool, activation: str, zero: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    """As stock ops do, and not None; which of all tangents and gradients are None is the same."""
+    a, b, direction = map(tf.constant, arrays(rng))
+    operands, directions = [a, b], [tf.ones_like(a), direction]
+    problem, scales = reference.Problem(a, b, activation=activation), dict.fromkeys(zero, 0.0)
+
+    def run(multiply: Multiply) -> list[Any]:
+        return [x for one in (0, 1) for x in tangents(multiply, operands, directions, one)]
+
+    def ours() -> list[Any]:
+        return run(lambda a, b: sg.matmul(a, b, activation=activation, gradient_scale=scales))
+
+    due = run(lambda *operands: stock.matmul(problem, operands, scales=scales))
+    mine = (tf.function(ours) if in_function else ours)()
+    assert [x is None for x in mine] == [x is None for x in due]
+    assert_same(mine, due)
+
+
 @pytest.mark.parametrize("activation", [None, "silu"])
 def test_a_region_whose_gradient_is_indexed_slices(
     activation: str | None, rng: np.random.Generator

@@ -268,6 +268,95 @@ def test_derivatives_of_any_order_and_direction(rng: np.random.Generator) -> Non
         np.testing.assert_allclose(result, due, rtol=1e-9, atol=1e-12)
 
 
+def gradients_of_gradients(multiply: Any, operands: Any) -> list[Any]:
+    """Return y, its gradients, and the gradients of a sum of all these."""
+    with tf.GradientTape() as outer:
+        outer.watch(operands)
+        with tf.GradientTape() as inner:
+            inner.watch(operands)
+            y = multiply(*operands)
+        first = inner.gradient(y, operands, output_gradients=tf.math.cos(y))
+        parts = [y, *(g for g in first if g is not None)]
+        total = tf.add_n([tf.reduce_sum(tf.math.real(x * x)) for x in parts])
+    return [y, *first, *outer.gradient(total, operands)]
+
+
+@pytest.mark.parametrize("seed", range(16))
+@in_both
+def test_second_derivatives_of_everything_combined(wrap: Any, seed: int) -> None:
+    case = Chooser(np.random.default_rng(seed)).case("complex128" if seed % 5 == 0 else "float64")
+    operands = list(map(tf.constant, stock.operands_of(case.problem)))
+
+    def ours(a: Any, b: Any, bias: Any = None) -> Any:
+        with sg.stock_ops():
+            scale = written(case.gradient_scale, EAGER)
+            return sg.matmul(a, b, bias=bias, gradient_scale=scale, **case.options)
+
+    def defined(*operands: Any) -> Any:
+        return stock.matmul(
+            case.problem, operands, case.blocked, case.scales, case.rows, case.masks
+        )
+
+    results = wrap(lambda: gradients_of_gradients(ours, operands))()
+    for result, due in zip(results, gradients_of_gradients(defined, operands), strict=True):
+        assert (result is None) == (due is None), case
+        if due is not None:
+            size = max(1.0, float(np.abs(due).max(initial=0)))
+            np.testing.assert_allclose(result, due, rtol=1e-9, atol=1e-10 * size, err_msg=str(case))
+
+
+@pytest.mark.parametrize("stacked", ["a", "b", "bias", "rows", "scale"])
+@pytest.mark.parametrize("activation", [None, "gelu", "tanh"])
+def test_vectorized_without_a_loop(
+    activation: str | None, stacked: str, rng: np.random.Generator
+) -> None:
+    """Values, gradients in each step, and gradients through the map, beside steps in turn."""
+    shapes = {"a": (M, K), "b": (K, N), "bias": (N,), "rows": (M,), "scale": ()}
+    values = {name: tf.constant(rng.standard_normal(shape)) for name, shape in shapes.items()}
+    each = tf.constant(rng.standard_normal((4, *shapes[stacked])))
+    operands = [values[name] for name in ("a", "b", "bias") if name != stacked]
+
+    def step(multiply: Any, one: Any) -> list[Any]:
+        inputs = {**values, stacked: one}
+        learning = [inputs[name] for name in ("a", "b", "bias")]
+        with tf.GradientTape() as tape:
+            tape.watch(learning)
+            y = multiply(*learning, inputs["rows"], inputs["scale"])
+        return [y, *tape.gradient(y, learning, output_gradients=tf.math.cos(y))]
+
+    def through(run: Any) -> list[Any]:
+        with tf.GradientTape() as tape:
+            tape.watch(operands)
+            results = run()
+            total = tf.add_n([tf.reduce_sum(tf.sin(x)) for x in results])
+        return [*results, *tape.gradient(total, operands)]
+
+    def ours(a: Any, b: Any, bias: Any, rows: Any, scale: Any) -> Any:
+        with sg.stock_ops():
+            return sg.matmul(
+                a,
+                b,
+                bias=bias,
+                activation=activation,
+                gradient_rows=rows,
+                gradient_scale={"b": scale},
+            )
+
+    def defined(a: Any, b: Any, bias: Any, rows: Any, scale: Any) -> Any:
+        problem = reference.Problem(a, b, bias, activation=activation or "linear")
+        return stock.matmul(problem, (a, b, bias), scales={"b": scale}, rows=rows)
+
+    def in_turn() -> list[Any]:
+        return [tf.stack(x) for x in zip(*(step(defined, one) for one in each), strict=True)]
+
+    mapped = tf.function(lambda: through(lambda: tf.vectorized_map(lambda x: step(ours, x), each)))
+    types = op_types(mapped.get_concrete_function().graph)
+    assert not {"While", "StatelessWhile"} & types
+    assert is_stock(types)
+    for result, due in zip(mapped(), through(in_turn), strict=True):
+        np.testing.assert_allclose(result, due, rtol=1e-9, atol=1e-10)
+
+
 def test_scale_and_rows_have_no_gradient_and_leave_the_value(rng: np.random.Generator) -> None:
     a, b = rng.standard_normal((M, K)), rng.standard_normal((K, N))
     scale, rows = tf.Variable(1e6), tf.Variable(rng.standard_normal(M))

@@ -252,18 +252,208 @@ def test_rows_of_each_step(rng: np.random.Generator) -> None:
     assert not LOOPS & ops.keys()
 
 
-def test_scales_of_each_step_are_a_loop_and_right(rng: np.random.Generator) -> None:
-    scales, a, b = np.array([1.0, 0, -2]), rng.standard_normal((M, K)), rng.standard_normal((K, N))
+# What each step may have of its own beside the operands, as stock TensorFlow has it in one step.
+SCALES = np.array([1.0, 0.0, -2.0])
+ROWS = np.array([1.0, 0.0, 0.5, -1.0])
 
-    def gradients(scale: Any, a: Any, b: Any) -> Any:
+
+def gradients_of(multiply: Function) -> Function:
+    """Return a function to the result, and the gradients of a, b and bias for an upstream dy."""
+
+    def step(dy: Any, scale: Any, a: Any, b: Any, bias: Any) -> Any:
+        operands = [a, b, bias]
         with tf.GradientTape() as tape:
-            tape.watch([a, b])
-            y = sg.matmul(a, b, activation="gelu", gradient_scale=scale)
-        return tape.gradient(y, [a, b])
+            tape.watch(operands)
+            y = multiply(scale, *operands)
+        zero = tf.UnconnectedGradients.ZERO
+        return [y, *tape.gradient(y, operands, output_gradients=dy, unconnected_gradients=zero)]
 
-    stacked = (True, False, False)
-    results, _ = run(vectorized(gradients, stacked), [scales, a, b])
-    assert_close(results, one_by_one(gradients, [scales, a, b], stacked))
+    return step
+
+
+def through_the_map(step: Function, stacked: Sequence[bool]) -> Function:
+    """Return a function to the gradients of what is mapped, and of its gradients in each step."""
+
+    def function(*arguments: Any) -> Any:
+        operands = list(arguments[2:])
+        with tf.GradientTape() as tape:
+            tape.watch(operands)
+            results = vectorized(step, stacked)(*arguments)
+            total = tf.add_n([tf.reduce_sum(tf.sin(x)) for x in results])
+        zero = tf.UnconnectedGradients.ZERO
+        return [*results, *tape.gradient(total, operands, unconnected_gradients=zero)]
+
+    return function
+
+
+def through_a_loop(step: Function, stacked: Sequence[bool]) -> Function:
+    """Return what `through_the_map` does, with a loop of Python's in place of the map."""
+
+    def function(*arguments: Any) -> Any:
+        operands = list(arguments[2:])
+        with tf.GradientTape() as tape:
+            tape.watch(operands)
+            steps = [
+                step(*(x[i] if s else x for x, s in zip(arguments, stacked, strict=True)))
+                for i in range(STEPS)
+            ]
+            results = [tf.stack(each) for each in zip(*steps, strict=True)]
+            total = tf.add_n([tf.reduce_sum(tf.sin(x)) for x in results])
+        zero = tf.UnconnectedGradients.ZERO
+        return [*results, *tape.gradient(total, operands, unconnected_gradients=zero)]
+
+    return function
+
+
+def assert_one_batch(
+    ours: Function, stocks: Function, stacked: Sequence[bool], rng: np.random.Generator
+) -> None:
+    """Compare with stock ops in a loop, to second order, and count ops and products."""
+    shapes = ((M, N), (), (M, K), (K, N), (N,))
+    arguments = [
+        rng.standard_normal(((STEPS,) if s else ()) + shape)
+        for s, shape in zip(stacked, shapes, strict=True)
+    ]
+    if stacked[1]:
+        arguments[1] = SCALES
+    step = gradients_of(ours)
+    due = through_a_loop(gradients_of(stocks), stacked)(*map(tf.constant, arguments))
+    results, ops = run(through_the_map(step, stacked), arguments)
+    assert not LOOPS & ops.keys()
+    assert_close(results, list(map(to_numpy, due)))
+    _, ops = run(vectorized(step, stacked), arguments)
+    assert ops["StopgradOp>FusedMatMul"] <= 2  # that of a step, which nobody reads, and the map's
+    stats = count_products(vectorized(step, stacked), arguments)
+    assert stats["forward"]["products"] == 1
+    assert stats["backward"]["products"] <= 2
+
+
+@pytest.mark.parametrize(
+    "stacked",
+    [
+        (False, True, False, False, False),
+        (False, True, True, False, False),
+        (True, True, False, True, False),
+        (True, True, True, True, True),
+    ],
+)
+@pytest.mark.parametrize("scaled", [("a",), ("b",), ("bias",), ("a", "b", "bias")], ids="+".join)
+@pytest.mark.parametrize("activation", ["linear", "gelu", "tanh"])
+def test_scales_of_each_step_are_one_product(
+    stacked: tuple[bool, ...], scaled: tuple[str, ...], activation: str, rng: np.random.Generator
+) -> None:
+    def ours(scale: Any, a: Any, b: Any, bias: Any) -> Any:
+        scales = dict.fromkeys(scaled, scale)
+        return sg.matmul(a, b, bias=bias, activation=activation, gradient_scale=scales)
+
+    def stocks(scale: Any, a: Any, b: Any, bias: Any) -> Any:
+        problem = reference.Problem(a, b, bias, activation=activation)
+        return stock.matmul(problem, (a, b, bias), scales=dict.fromkeys(scaled, scale))
+
+    assert_one_batch(ours, stocks, stacked, rng)
+
+
+STEERED_BIAS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"stop_gradient": "bias"}, {"blocked": ["bias"]}),
+    ({"gradient_scale": {"bias": -0.5}}, {"scales": {"bias": -0.5}}),
+    ({"trainable": {"bias": np.s_[1:]}}, {"regions": {"bias": np.array([False, True, True])}}),
+    (
+        {"trainable": {"bias": sg.columns([0, 2])}, "gradient_scale": 2.0},
+        {
+            "regions": {"bias": np.array([True, False, True])},
+            "scales": dict.fromkeys(("a", "b", "bias"), 2.0),
+        },
+    ),
+    ({"gradient_rows": ROWS}, {"rows": ROWS}),
+    ({"gradient_rows": ROWS > 0, "stop_gradient": "a"}, {"rows": ROWS > 0, "blocked": ["a"]}),
+]
+
+
+@pytest.mark.parametrize(("options", "meaning"), STEERED_BIAS)
+@pytest.mark.parametrize("activation", ["linear", "gelu", "sigmoid"])
+def test_a_bias_of_each_step_is_one_product_however_it_is_steered(
+    options: dict[str, Any], meaning: dict[str, Any], activation: str, rng: np.random.Generator
+) -> None:
+    def ours(_: Any, a: Any, b: Any, bias: Any) -> Any:
+        return sg.matmul(a, b, bias=bias, activation=activation, **options)
+
+    def stocks(_: Any, a: Any, b: Any, bias: Any) -> Any:
+        problem = reference.Problem(a, b, bias, activation=activation)
+        return stock.matmul(problem, (a, b, bias), **meaning)
+
+    for stacked in ((False, False, False, False, True), (True, False, True, False, True)):
+        assert_one_batch(ours, stocks, stacked, rng)
+
+
+UNKNOWN = [
+    # The ranks of a, b and the rows; which are stacked; which are known.
+    ((2, 2, 1), (True, False, False), ()),
+    ((3, 2, 1), (True, False, False), ()),
+    ((2, 3, 1), (True, False, False), ()),
+    ((2, 3, 1), (True, False, True), ()),
+    ((3, 2, 2), (False, True, False), ()),
+    ((4, 3, 1), (True, True, True), ()),
+    ((3, 2, 1), (True, False, False), ("b",)),
+    ((2, 3, 1), (True, True, False), ("a",)),
+    ((2, 3, 2), (False, False, True), ("a", "rows")),
+]
+
+
+@pytest.mark.parametrize(("ranks", "stacked", "known"), UNKNOWN)
+@pytest.mark.parametrize("layout", ["normal", "transpose"])
+@pytest.mark.parametrize("activation", ["linear", "silu"])
+def test_operands_of_unknown_rank_are_one_product(
+    ranks: tuple[int, ...],
+    stacked: tuple[bool, ...],
+    known: tuple[str, ...],
+    layout: str,
+    activation: str,
+    rng: np.random.Generator,
+) -> None:
+    batch = (2, 2)
+    stored = [reference.stored_shape(shape, layout) for shape in ((M, K), (K, N))]
+    shapes = [
+        (*batch[: rank - len(matrix)], *matrix)
+        for rank, matrix in zip(ranks, (*stored, (M,)), strict=True)
+    ]
+    a, b, rows = (
+        rng.standard_normal(((STEPS,) if s else ()) + shape)
+        for s, shape in zip(stacked, shapes, strict=True)
+    )
+    rows[np.abs(rows) < 0.3] = 0
+    bias = rng.standard_normal(N)
+    options = {} if layout == "normal" else {"transpose_a": True, "transpose_b": True}
+
+    def gradients(multiply: Function) -> Function:
+        def step(a: Any, b: Any, rows: Any, bias: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch([a, b, bias])
+                y = multiply(a, b, rows, bias)
+                total = tf.reduce_sum(tf.sin(y))
+            return tape.gradient(total, [a, b, bias])
+
+        return step
+
+    def ours(a: Any, b: Any, rows: Any, bias: Any) -> Any:
+        return sg.matmul(a, b, bias=bias, activation=activation, gradient_rows=rows, **options)
+
+    def stocks(a: Any, b: Any, rows: Any, bias: Any) -> Any:
+        problem = reference.Problem(a, b, bias, layout, layout, activation)
+        return stock.matmul(problem, (a, b, bias), rows=rows)
+
+    arguments, each = [a, b, rows, bias], (*stacked, False)
+    signature = [
+        tf.TensorSpec(x.shape if name in (*known, "bias") else None, tf.float64)
+        for name, x in zip(("a", "b", "rows", "bias"), arguments, strict=True)
+    ]
+    mapped = tf.function(vectorized(gradients(ours), each), input_signature=signature)
+    graph = mapped.get_concrete_function().graph
+    assert not LOOPS & {op.type for op in graph.get_operations()}
+    results = [to_numpy(g) for g in mapped(*map(tf.constant, arguments))]
+    assert_close(results, one_by_one(gradients(stocks), arguments, each))
+    stats = count_products(mapped, arguments)
+    assert stats["forward"]["products"] == 1
+    assert stats["backward"]["products"] == 2
 
 
 @pytest.mark.parametrize("in_function", [False, True])
@@ -320,14 +510,24 @@ def test_a_batch_jacobian(rng: np.random.Generator) -> None:
 @needs_xla
 def test_an_ensemble_compiled_by_xla(rng: np.random.Generator) -> None:
     arrays = [rng.standard_normal((STEPS, *shape)) for shape in ((M, K), (K, N), (N,))]
+    stacked = (True, True, True, True)
 
-    def gradients(x: Any, w: Any, bias: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch([w, bias])
-            y = sg.matmul(x, w, bias=bias, activation="elu")
-        return tape.gradient(y, [w, bias])
+    def gradients(multiply: Function) -> Function:
+        def step(scale: Any, x: Any, w: Any, bias: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch([w, bias])
+                y = multiply(scale, x, w, bias)
+            return tape.gradient(y, [w, bias])
 
-    stacked = (True, True, True)
-    compiled = tf.function(vectorized(gradients, stacked), jit_compile=True)
-    results = [to_numpy(g) for g in compiled(*map(tf.constant, arrays))]
-    assert_close(results, one_by_one(gradients, arrays, stacked))
+        return step
+
+    def ours(scale: Any, x: Any, w: Any, bias: Any) -> Any:
+        return sg.matmul(x, w, bias=bias, activation="elu", gradient_scale={"b": scale})
+
+    def stocks(scale: Any, x: Any, w: Any, bias: Any) -> Any:
+        problem = reference.Problem(x, w, bias, activation="elu")
+        return stock.matmul(problem, (x, w, bias), scales={"b": scale})
+
+    compiled = tf.function(vectorized(gradients(ours), stacked), jit_compile=True)
+    results = [to_numpy(g) for g in compiled(*map(tf.constant, (SCALES, *arrays)))]
+    assert_close(results, one_by_one(gradients(stocks), [SCALES, *arrays], stacked))
