@@ -8,8 +8,11 @@ namespace {
 
 // A packed strip stays in the first cache, next to the rows of a panel that go by: 3/4 of 32 KiB.
 constexpr int64_t kStripBytes = 24 << 10;
-// The longest chain of additions before a sum is added to what came before.
+// The longest chain of additions before a sum is added to what came before. A complex product adds
+// two real ones for each of k, which others do in two chains: half as long, it is as exact as
+// theirs.
 constexpr int64_t kLongestBlock = 384;
+constexpr int64_t kLongestComplexBlock = 192;
 // A tile's panels go by its strips, out of the second cache or, as a panel takes as long to
 // multiply as a hundred of its lines to come, out of the last one. The more of them, the less often
 // a strip is packed.
@@ -88,7 +91,8 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
       reads_b_unpacked ? panels.pieces : kPanelBytes / panel_bytes(passes.size), panels.pieces);
 
   const int64_t longest_block =
-      std::min<int64_t>(kLongestBlock, kStripBytes / (kernels.strip_width * kernels.element_size)) *
+      std::min<int64_t>(sizes.parts == 2 ? kLongestComplexBlock : kLongestBlock,
+                        kStripBytes / (kernels.strip_width * kernels.element_size)) *
       2 / kernels.steps_of_two_k;
   const Division blocks = InPiecesOfAtMost(longest_block, passes.size, kStepOfK);
   const int64_t most_slices = std::max<int64_t>(1, blocks.pieces / kFewestBlocksPerSlice);
