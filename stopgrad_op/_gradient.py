@@ -245,7 +245,7 @@ def _zeros(name: str, dy: tf.Tensor, kept: Kept) -> tf.Tensor:
     factors, curved = _read_for(name, dy, kept)
     if any(map(_tensorflow.may_be_differentiated, factors + curved)):
         # A product times 0 has gradients in every order, which are zeros, and so must this. It
-        # reads none of the elements of what the product would read, so that none are held for it.
+        # reads none of the elements of what the product would read: a graph holds none for it.
         zero = functools.reduce(operator.mul, map(_zero_of, factors))
         if curved:
             zero *= tf.exp(tf.add_n(list(map(_zero_of, curved))))

@@ -64,7 +64,8 @@ int64_t Aligned(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment;
 using Rows = uint32_t;
 static_assert(kMostRows <= kRowsAtATime && kRowsAtATime <= 16);
 
-// Of eight rows, whose bytes are 1 or 0.
+// Of eight rows, whose bytes are 1 or 0: the product moves the lowest bit of the i-th byte, on a
+// little-endian machine, to bit i of the highest.
 Rows InactiveOfEight(const uint8_t* active) {
   uint64_t bytes;
   std::memcpy(&bytes, active, sizeof bytes);

@@ -197,10 +197,11 @@ void Multiply(const MicroTile& tile) {
     }
   } else {
     constexpr int kWidth = vectors * kLanes;
+    static_assert((kWidth & (kWidth - 1)) == 0, "CopyFew halves it");
 #pragma GCC unroll 14
     for (int i = 0; i < rows; ++i) {
       T* const to = c + i * tile.c_stride;
-      T row[kWidth];
+      T row[kWidth];  // what is in it beyond `cols` stays there
       if (tile.adds) CopyFew<T, kWidth / 2>(to, tile.cols, row);
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) {

@@ -142,7 +142,7 @@ struct ActivationFunction<Activation::kSilu, M> {
 template <typename M>
 struct ActivationFunction<Activation::kSoftplus, M> {
   using T = typename M::Number;
-  __device__ static T Value(T z) { return AtLeast(T(0), z) + Log1p(Exp(-Abs(z))); }
+  __device__ static T Value(T z) { return AtLeast(T(0), z) + Log1p(M::Exp(-Abs(z))); }
   __device__ static T Derivative(T y) { return -Expm1(-y); }
 };
 

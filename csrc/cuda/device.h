@@ -31,6 +31,16 @@ class Device {
   // The same, for what can be done without: does not try hard.
   virtual void* TryAllocate(size_t bytes) { return Allocate(bytes); }
 
+  // Memory that what is enqueued next may use until it is done, and then whoever asks for it next:
+  // one block serves all, as work is done in order.
+  void* Scratch(size_t bytes, bool tries_hard = true) {
+    if (bytes > scratch_bytes_) {
+      scratch_ = tries_hard ? Allocate(bytes) : TryAllocate(bytes);
+      scratch_bytes_ = scratch_ != nullptr ? bytes : 0;
+    }
+    return scratch_;
+  }
+
   // Whether products of float32 may round their factors to TF32.
   virtual bool allows_tf32() const = 0;
 
@@ -39,6 +49,10 @@ class Device {
 
   // Whether the same call must give the same bits in every process: nothing is chosen by a clock.
   virtual bool deterministic() const = 0;
+
+ private:
+  void* scratch_ = nullptr;
+  size_t scratch_bytes_ = 0;
 };
 
 }  // namespace stopgrad

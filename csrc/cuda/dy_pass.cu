@@ -163,7 +163,7 @@ Status EnqueueTyped(const DyPass& pass, int parts, Device& device) {
   const dim3 grid(blocks_along_row, CeilDiv(pass.rows, kernel.rows_per_block));
   if (pass.dbias != nullptr) {
     const size_t bytes = grid.y * kernel.cols * sizeof(Accumulator);
-    kernel.partial = static_cast<Accumulator*>(device.Allocate(bytes));
+    kernel.partial = static_cast<Accumulator*>(device.Scratch(bytes));
     if (kernel.partial == nullptr) return OutOfMemory("the sums of a bias gradient", bytes);
   }
   Status status = Launch("the kernel of the pass over dy", kernel, grid, block, device.stream());

@@ -1,12 +1,11 @@
 #include "cuda/fused_matmul.h"
 
-#include <cuda_runtime_api.h>
-
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/stats.h"
+#include "cuda/captures.h"
 #include "cuda/device_kind.h"
 #include "cuda/elementwise.h"
 #include "cuda/memory.h"
@@ -17,19 +16,6 @@
 namespace stopgrad::cuda {
 
 namespace {
-
-// While other threads may be capturing a graph, CUDA refuses calls that could wait for one. What is
-// called here waits for no stream but the caller's, and only where that is not captured.
-class NotPartOfOthersCaptures {
- public:
-  NotPartOfOthersCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~NotPartOfOthersCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  NotPartOfOthersCaptures(const NotPartOfOthersCaptures&) = delete;
-  NotPartOfOthersCaptures& operator=(const NotPartOfOthersCaptures&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
 
 // What went wrong, with the problem and the device it went wrong with.
 Status InContext(const Status& status, DType dtype, const std::string& problem) {
@@ -179,7 +165,7 @@ Status FusedMatMul(const MatMulProblem& problem, Activation activation,
   if (!HasGradients(problem.dtype)) return InvalidArgument("integers run on the CPU only");
   const Product product = ForwardProduct(problem);
   const int64_t flops = product.Flops(IsComplex(problem.dtype));
-  const NotPartOfOthersCaptures mode;
+  const LeavesCapturesAlone guard;
   const Range range("forward", problem.m, problem.n, problem.k);
   const Status status = Forward(problem, product, activation, tensors, device);
   if (!status.ok()) return InContext(status, problem.dtype, Describe(problem));
@@ -206,7 +192,7 @@ Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMul
   abilities.mask_dz = false;  // cublasLt reads what is in memory
   abilities.gather_costs = device.gather_costs();
   const GradientPlan plan = MakePlan(problem, activation, needs, policy, abilities);
-  const NotPartOfOthersCaptures mode;
+  const LeavesCapturesAlone guard;
   const Range range("backward", rows, cols, problem != nullptr ? problem->k : 0);
   const Status status =
       Backward(dtype, rows, cols, problem, activation, policy, needs, plan, tensors, device);

@@ -10,7 +10,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <sstream>
 #include <tuple>
 #include <type_traits>
@@ -150,11 +149,6 @@ struct SavedChoice {
   cublasLtMatmulAlgo_t algorithm;
 };
 
-struct Search {
-  int most_candidates = 8;  // of each way
-  double milliseconds = 40;
-};
-
 struct Cache {
   std::mutex mutex;
   Search search;
@@ -188,13 +182,13 @@ class Runner {
     std::vector<std::vector<std::shared_ptr<Choice>>> proposals;
     for (size_t way = 0; way < epilogue_.ways.size(); ++way) {
       proposals.emplace_back();
-      Status status = Propose(way, timed ? search.most_candidates : 1, &proposals.back());
+      Status status = Propose(way, timed ? search.candidates : 1, &proposals.back());
       if (!status.ok()) return status;
       if (!timed && !proposals.back().empty()) break;
     }
     // The best of all ways come first: there may be no time for the others.
     std::vector<std::shared_ptr<Choice>> candidates;
-    for (int i = 0; i < search.most_candidates; ++i) {
+    for (int i = 0; i < search.candidates; ++i) {
       for (const auto& of_way : proposals) {
         if (i < static_cast<int>(of_way.size())) candidates.push_back(of_way[i]);
       }
@@ -286,6 +280,11 @@ class Runner {
           lt_.PreferenceSetAttribute(preference.get(), attribute, &value, sizeof value),
           "cublasLtMatmulPreferenceSetAttribute");
     };
+    if (SizeOf(matmul_.dtype) == 2) {
+      // Where k is divided, its parts are not to be rounded before they are added.
+      prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+             uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+    }
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(kind_.workspace_bytes()));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, uint32_t(Alignment(matmul_.a.data)));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, uint32_t(Alignment(matmul_.b.data)));
@@ -390,7 +389,7 @@ class Runner {
     }
     void* workspace = nullptr;
     if (workspace_bytes > 0) {
-      workspace = device_.TryAllocate(workspace_bytes);
+      workspace = device_.Scratch(workspace_bytes, /*tries_hard=*/false);
       if (workspace == nullptr) return Status();
     }
     // What others have enqueued is not to be timed, nor taken for the time that this may take.
@@ -410,14 +409,15 @@ class Runner {
       // The first run also loads the kernel; cublasLt may find only now that it cannot run it.
       float time = 0;
       status = Time(*candidate, 1, outputs, workspace, begin, end, &time);
+      if (status.ok()) status = Time(*candidate, 1, outputs, workspace, begin, end, &time);
       if (status.code() == StatusCode::kUnavailable ||
           status.code() == StatusCode::kResourceExhausted) {
         status = Status();
         continue;
       }
       const double share = kMillisecondsPerCandidate / std::max(time, 1e-3f);
-      if (status.ok() && time < milliseconds_left()) {
-        const int runs = static_cast<int>(std::clamp(share, 1.0, 20.0));
+      const int runs = static_cast<int>(std::clamp(share, 1.0, 20.0));
+      if (status.ok() && runs > 1 && time < milliseconds_left()) {
         status = Time(*candidate, runs, outputs, workspace, begin, end, &time);
       }
       if (status.ok() && (best == 0 || time < best)) {
@@ -454,36 +454,39 @@ class Runner {
   Types types_;
 };
 
-Status FindChoice(Runner& runner, const Key& key, bool timed, std::shared_ptr<Choice>* choice) {
+// The choice for a problem that was made before, here or in the process that wrote a file; null
+// where there is none. Neither waits nor times.
+std::shared_ptr<Choice> Known(Runner& runner, const Key& key) {
   Cache& cache = TheCache();
-  const auto find = [&] {
-    const auto found = cache.choices.find(key);
-    if (found != cache.choices.end()) *choice = found->second;
-    return *choice != nullptr;
-  };
-  std::optional<SavedChoice> saved;
+  SavedChoice saved;
   {
     std::lock_guard<std::mutex> lock(cache.mutex);
-    if (find()) return Status();
+    const auto found = cache.choices.find(key);
+    if (found != cache.choices.end()) return found->second;
     const auto in_file = cache.saved.find(key);
-    if (in_file != cache.saved.end()) saved = in_file->second;
+    if (in_file == cache.saved.end()) return nullptr;
+    saved = in_file->second;
   }
-  if (saved) *choice = runner.Restore(*saved);
-  if (*choice == nullptr) {
-    // Two at once would time each other.
-    std::unique_lock<std::mutex> timing(cache.timing, std::defer_lock);
-    if (timed) timing.lock();
-    Search search;
-    {
-      std::lock_guard<std::mutex> lock(cache.mutex);
-      if (find()) return Status();  // somebody else's, while this one waited
-      timed = timed && cache.timed_sizes[FamilyOf(key)] < kMostTimedSizes;
-      search = cache.search;
-    }
-    if (Status status = runner.Choose(timed, search, choice); !status.ok()) return status;
-  } else {
-    timed = false;
+  std::shared_ptr<Choice> choice = runner.Restore(saved);
+  if (choice == nullptr) return nullptr;
+  std::lock_guard<std::mutex> lock(cache.mutex);
+  return cache.choices.emplace(key, choice).first->second;
+}
+
+Status MakeChoice(Runner& runner, const Key& key, bool timed, std::shared_ptr<Choice>* choice) {
+  Cache& cache = TheCache();
+  // Two at once would time each other.
+  std::unique_lock<std::mutex> timing(cache.timing, std::defer_lock);
+  if (timed) timing.lock();
+  *choice = Known(runner, key);  // somebody else's, while this one waited
+  if (*choice != nullptr) return Status();
+  Search search;
+  {
+    std::lock_guard<std::mutex> lock(cache.mutex);
+    timed = timed && cache.timed_sizes[FamilyOf(key)] < kMostTimedSizes;
+    search = cache.search;
   }
+  if (Status status = runner.Choose(timed, search, choice); !status.ok()) return status;
   std::lock_guard<std::mutex> lock(cache.mutex);
   if (timed) {
     ++cache.num_timed;
@@ -513,22 +516,19 @@ Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& dev
     return KeyOf(matmul, epilogue, *kind, device.allows_tf32(), timed);
   };
   Runner runner(*lt, handle, *kind, matmul, epilogue, device);
+  // While a graph is captured, one that was timed before is as good as ever.
+  bool timed = !device.deterministic() && matmul.repeats;
   std::shared_ptr<Choice> choice;
-  if (is_capturing && !device.deterministic()) {
-    // One that was timed before is as good as ever.
-    Cache& cache = TheCache();
-    std::lock_guard<std::mutex> lock(cache.mutex);
-    const auto found = cache.choices.find(key(/*timed=*/true));
-    if (found != cache.choices.end()) choice = found->second;
-  }
+  if (timed) choice = Known(runner, key(timed));
+  timed = timed && !is_capturing;
+  if (choice == nullptr && !timed) choice = Known(runner, key(timed));
   if (choice == nullptr) {
-    const bool timed = !is_capturing && !device.deterministic() && matmul.repeats;
-    status = FindChoice(runner, key(timed), timed, &choice);
+    status = MakeChoice(runner, key(timed), timed, &choice);
     if (!status.ok()) return status;
   }
   void* workspace = nullptr;
   if (choice->workspace_bytes > 0) {
-    workspace = device.Allocate(choice->workspace_bytes);
+    workspace = device.Scratch(choice->workspace_bytes);
     if (workspace == nullptr) return OutOfMemory("cublasLt's workspace", choice->workspace_bytes);
   }
   return runner.Run(*choice, {matmul.d, epilogue.aux, epilogue.bias_gradient}, workspace);
@@ -537,7 +537,7 @@ Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& dev
 // --- Choices in files --------------------------------------------------------------------------
 namespace {
 
-constexpr const char* kFileTitle = "stopgrad_op: cublasLt algorithms, format 2, cublasLt";
+constexpr const char* kFileTitle = "stopgrad_op: cublasLt algorithms, format 3, cublasLt";
 
 Status FileError(const std::string& path, const std::string& what) {
   return InvalidArgument("the file of algorithms " + path + " " + what);
@@ -553,10 +553,12 @@ Status SaveChoices(const std::string& path) {
   Cache& cache = TheCache();
   {
     std::lock_guard<std::mutex> lock(cache.mutex);
-    for (const auto& [key, choice] : cache.choices) {
+    std::map<Key, SavedChoice> all = cache.saved;
+    for (const auto& [key, choice] : cache.choices) all[key] = {choice->way, choice->algorithm};
+    for (const auto& [key, choice] : all) {
       for (int64_t number : key.numbers) file << number << ' ';
-      file << choice->way;
-      for (uint64_t word : choice->algorithm.data) file << ' ' << word;
+      file << choice.way;
+      for (uint64_t word : choice.algorithm.data) file << ' ' << word;
       file << ' ' << key.device << '\n';
     }
   }
@@ -593,10 +595,11 @@ Status LoadChoices(const std::string& path) {
   return Status();
 }
 
-void SetSearch(int candidates, double milliseconds) {
+void SetSearch(const Search& search) {
   Cache& cache = TheCache();
   std::lock_guard<std::mutex> lock(cache.mutex);
-  cache.search = {std::max(1, candidates), milliseconds};
+  cache.search = search;
+  cache.search.candidates = std::max(1, search.candidates);
 }
 
 void ForgetChoices() {

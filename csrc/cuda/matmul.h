@@ -41,7 +41,7 @@ struct Matmul {
   bool repeats = true;  // false where the sizes come from numbers, and will be others the next time
 };
 
-// What else is to be done with D, or with a factor, and where the results go.
+// Where the results of a product go.
 struct MatmulOutputs {
   void* d = nullptr;
   void* aux = nullptr;   // of D's shape
@@ -56,6 +56,7 @@ struct MatmulWay {
   // scratch memory, to find out which way is the fastest.
   std::function<Status(const MatmulOutputs&)> then;
 };
+// What else is to be done with D, or with a factor.
 struct MatmulEpilogue {
   const void* bias = nullptr;  // read
   void* bias_gradient = nullptr;
@@ -66,9 +67,9 @@ struct MatmulEpilogue {
 
 // Enqueues the product by the algorithm that was fastest when a product like it first ran. The
 // candidates, unless SetSearch says otherwise cublasLt's best eight for each way, are then timed,
-// which waits for the device, takes less than 50 ms and writes to scratch memory only. Nothing is
-// timed where results must not depend on it, the stream is being captured, the sizes do not repeat,
-// or many others were timed before: then cublasLt's first proposal for the first way runs.
+// which waits for the device and writes to scratch memory only; none is begun after 40 ms. Nothing
+// is timed where results must not depend on it, the stream is being captured, the sizes do not
+// repeat, or many others were timed before: then cublasLt's first proposal for the first way runs.
 Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& device);
 
 // Writes the choices made so far to a file, or adds those of a file, so that a process need not
@@ -77,9 +78,14 @@ Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& dev
 STOPGRAD_EXPORT Status SaveChoices(const std::string& path);
 STOPGRAD_EXPORT Status LoadChoices(const std::string& path);
 
-// How hard to look for an algorithm from now on: of how many proposals for each way, and for how
-// long. A benchmark that wants to know what there is looks harder than a first call may.
-STOPGRAD_EXPORT void SetSearch(int candidates, double milliseconds);
+// How hard to look for an algorithm: of how many proposals for each way, and how long a candidate
+// may still be begun. A benchmark that wants to know what there is looks harder than a first call
+// may.
+struct Search {
+  int candidates = 8;
+  double milliseconds = 40;
+};
+STOPGRAD_EXPORT void SetSearch(const Search& search);
 
 // For tests: forgets all choices; how many were made by timing since then.
 STOPGRAD_EXPORT void ForgetChoices();

@@ -179,6 +179,7 @@ Status Upload(const void* host, size_t bytes, Device& device, const void** copy)
   void* const to = device.Allocate(std::max<size_t>(1, bytes));
   if (to == nullptr) return OutOfMemory("a list of rows or columns", bytes);
   *copy = to;
+  if (bytes == 0) return Status();
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   Status status =
       ToStatus(cudaStreamIsCapturing(device.stream(), &capture), "cudaStreamIsCapturing");

@@ -15,6 +15,11 @@ namespace stopgrad::cuda {
 
 namespace {
 
+// More matrices cublasLt does not take at a time.
+constexpr int64_t kMostBatch = 65535;
+// It is not told how a bias is aligned, and may read so many bytes of it at once.
+constexpr uintptr_t kBiasAlignment = 16;
+
 const char* At(const void* data, int64_t elements, DType dtype) {
   return static_cast<const char*>(data) + elements * SizeOf(dtype);
 }
@@ -109,7 +114,7 @@ bool AsFactor(const MatrixView& view, int64_t rows, int64_t cols, bool transpose
   return OperationFor(memory, view.conjugate, transpose, &factor->operation);
 }
 
-// --- Copies of what it does not take -----------------------------------------------------------
+// --- One product -------------------------------------------------------------------------------
 class ProductRunner {
  public:
   ProductRunner(DType dtype, double alpha, const Epilogue& epilogue, bool repeats, Device& device)
@@ -313,6 +318,7 @@ class ProductRunner {
                                             [](const BatchDim& dim) { return dim.sums(); });
     // One dimension is the batch of a call: the longest one, or where our kernels go over the
     // results the innermost, along which those are dense.
+    BatchDim inner{1, 0, 0, 0};
     if (kept != outer.end()) {
       auto inside = outer.end() - 1;
       if (epilogue_.keeps_product()) {
@@ -320,20 +326,28 @@ class ProductRunner {
           return x.extent < y.extent;
         });
       }
-      matmul.batch = inside->extent;
-      matmul.a.stride = inside->b_stride;
-      matmul.b.stride = inside->a_stride;
-      matmul.stride_d = inside->c_stride;
+      inner = *inside;
       outer.erase(inside);
     }
+    matmul.a.stride = inner.b_stride;
+    matmul.b.stride = inner.a_stride;
+    matmul.stride_d = inner.c_stride;
     int64_t calls_left = 1;  // that write a first term
     for (const BatchDim& dim : outer) calls_left *= dim.sums() ? 1 : dim.extent;
-    return ForEachMatrix(outer, [&](const BatchDim& offset) {
+    return ForEachMatrix(outer, [&](BatchDim offset) {
       matmul.beta = calls_left-- > 0 ? 0 : 1;
-      matmul.a.data = At(b, product.b.offset + offset.b_stride, dtype_);
-      matmul.b.data = At(a, product.a.offset + offset.a_stride, dtype_);
-      matmul.d = At(c, product.c.offset + offset.c_stride, dtype_);
-      return Enqueue(matmul, EpilogueOf(product, matmul, offset), device_);
+      Status status;
+      for (int64_t done = 0; done < inner.extent && status.ok(); done += kMostBatch) {
+        matmul.batch = std::min(kMostBatch, inner.extent - done);
+        matmul.a.data = At(b, product.b.offset + offset.b_stride, dtype_);
+        matmul.b.data = At(a, product.a.offset + offset.a_stride, dtype_);
+        matmul.d = At(c, product.c.offset + offset.c_stride, dtype_);
+        status = Enqueue(matmul, EpilogueOf(product, matmul, offset), device_);
+        offset.a_stride += kMostBatch * inner.a_stride;
+        offset.b_stride += kMostBatch * inner.b_stride;
+        offset.c_stride += kMostBatch * inner.c_stride;
+      }
+      return status;
     });
   }
 
@@ -384,8 +398,9 @@ class ProductRunner {
     const bool keeps_z = e.z != nullptr;
     result.ways.clear();
     const cublasLtEpilogue_t fused = FusedEpilogue(matmul);
-    if (fused != CUBLASLT_EPILOGUE_DEFAULT) result.ways.push_back({fused});
-    if (keeps_z && e.bias != nullptr) {
+    const bool takes_bias = reinterpret_cast<uintptr_t>(e.bias) % kBiasAlignment == 0;
+    if (fused != CUBLASLT_EPILOGUE_DEFAULT && takes_bias) result.ways.push_back({fused});
+    if (keeps_z && e.bias != nullptr && takes_bias) {
       result.ways.push_back({CUBLASLT_EPILOGUE_BIAS, true, finish(nullptr)});
     }
     result.ways.push_back({CUBLASLT_EPILOGUE_DEFAULT, keeps_z, finish(e.bias)});

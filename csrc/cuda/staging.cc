@@ -1,6 +1,5 @@
 #include "cuda/staging.h"
 
-#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -23,6 +22,12 @@ struct Block {
   size_t bytes = 0;
   void* data = nullptr;
   cudaEvent_t copied = nullptr;
+
+  bool IsFree() const {
+    const bool is_free = cudaEventQuery(copied) == cudaSuccess;
+    if (!is_free) cudaGetLastError();  // or it would be found by whoever asks next
+    return is_free;
+  }
 
   ~Block() {
     if (copied != nullptr) cudaEventDestroy(copied);
@@ -54,28 +59,30 @@ Status CopyFromHost(void* to, const void* from, size_t bytes, cudaStream_t strea
   const DeviceKind* kind = nullptr;
   if (Status status = CurrentDevice(&kind); !status.ok()) return status;
   std::lock_guard<std::mutex> lock(mutex);
-  const auto is_free = [&](const std::unique_ptr<Block>& block) {
-    return block->device == kind->ordinal && block->bytes >= bytes &&
-           cudaEventQuery(block->copied) == cudaSuccess;
-  };
-  auto block = std::find_if(blocks->begin(), blocks->end(), is_free);
-  if (block == blocks->end()) {
-    size_t bytes_so_far = 0;
-    for (const auto& other : *blocks) bytes_so_far += other->bytes;
+  // The smallest that suffices: the large ones are for long lists.
+  Block* block = nullptr;
+  size_t bytes_so_far = 0;
+  for (const auto& other : *blocks) {
+    bytes_so_far += other->bytes;
+    const bool suffices = other->device == kind->ordinal && other->bytes >= bytes &&
+                          (block == nullptr || other->bytes < block->bytes);
+    if (suffices && other->IsFree()) block = other.get();
+  }
+  if (block == nullptr) {
     if (auto fresh = NewBlock(kind->ordinal, bytes, bytes_so_far)) {
-      blocks->push_back(std::move(fresh));
-      block = std::prev(blocks->end());
+      block = blocks->emplace_back(std::move(fresh)).get();
     }
   }
-  const bool is_staged = block != blocks->end();
+  const bool is_staged = block != nullptr;
   if (is_staged) {
-    std::memcpy((*block)->data, from, bytes);
-    from = (*block)->data;
+    std::memcpy(block->data, from, bytes);
+    from = block->data;
   }
   Status status =
       ToStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
   if (status.ok() && is_staged) {
-    status = ToStatus(cudaEventRecord((*block)->copied, stream), "cudaEventRecord");
+    status = ToStatus(cudaEventRecord(block->copied, stream), "cudaEventRecord");
+    if (!status.ok()) cudaStreamSynchronize(stream);  // nothing else says when it was copied
   }
   return status;
 }

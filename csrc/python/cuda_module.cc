@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/captures.h"
 #include "cuda/elementwise.h"
 #include "cuda/fused_matmul.h"
 #include "cuda/library.h"
@@ -110,6 +111,7 @@ class CudaBackend {
   // Work that is a part of a call, by itself.
   template <typename Work>
   Status Enqueue(const Work& work) {
+    const cuda::LeavesCapturesAlone guard;
     StreamDevice device(settings_, *device_);
     return device.Check(cuda::Enqueue(work, device));
   }
@@ -168,6 +170,9 @@ py::object CopyRows(const py::object& array, const Places& rows, std::optional<i
   Input input = backend.Read("array", array);
   input.name = "array";
   CheckMatrix(input);
+  if (total.value_or(0) < 0) {
+    throw py::value_error("`total` is " + std::to_string(*total) + "; due is 0 or more");
+  }
   const int64_t cols = input.shape[1];
   const int64_t count = rows.size();
   if (total && input.shape[0] != count) {
@@ -264,9 +269,12 @@ void DefineCuda(py::module_& module) {
   module.def(
       "load_algorithms", [](const std::string& path) { ThrowIfError(cuda::LoadChoices(path)); },
       "path"_a, "Use the algorithms of a file where they fit.");
-  module.def("set_search", cuda::SetSearch, py::kw_only(), "candidates"_a = 8,
-             "milliseconds"_a = 40.0,
-             "How many proposals of cublasLt are timed for a new problem, and for how long.");
+  module.def(
+      "set_search",
+      [](int candidates, double milliseconds) { cuda::SetSearch({candidates, milliseconds}); },
+      py::kw_only(), "candidates"_a = cuda::Search().candidates,
+      "milliseconds"_a = cuda::Search().milliseconds,
+      "How many proposals of cublasLt are timed for a new problem, and for how long.");
   module.def("forget_algorithms", cuda::ForgetChoices);
   module.def("num_timed", cuda::NumTimed, "How many problems algorithms were timed for.");
 }

@@ -203,6 +203,23 @@ def test_choice_of_a_file_runs_as_it_was_saved(
     assert cublas_lt.emulated_calls(1) == before + 1
 
 
+def test_choices_of_a_file_are_used_while_a_graph_is_captured(
+    emulated: ModuleType, cublas_lt: Any, arrays: tuple[Array, Array], tmp_path: Path
+) -> None:
+    file = tmp_path / "algorithms"
+    product(emulated, arrays)
+    emulated.save_algorithms(str(file))
+    emulated.forget_algorithms()
+    emulated.load_algorithms(str(file))
+    emulated.hooks.capturing = True
+    before = cublas_lt.emulated_calls(1)
+    product(emulated, arrays)
+    assert cublas_lt.emulated_calls(1) == before + 1
+    # And written again, though nothing else was chosen.
+    emulated.save_algorithms(str(file))
+    assert len(file.read_text().splitlines()) == 2
+
+
 def test_choice_that_the_library_refuses_is_made_again(
     emulated: ModuleType, arrays: tuple[Array, Array], tmp_path: Path
 ) -> None:

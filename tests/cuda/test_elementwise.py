@@ -180,6 +180,7 @@ def test_rows_outside_and_other_shapes_are_errors(cuda: ModuleType) -> None:
         (lambda: cuda.take_rows(x, [-1]), "`rows` has -1; due are rows from 0 to 3"),
         (lambda: cuda.put_rows(x, [0, 1, 2, 9], 9), "`rows` has 9; due are rows from 0 to 8"),
         (lambda: cuda.put_rows(x, [0], 9), "`rows` has 1 places; due are 4"),
+        (lambda: cuda.put_rows(x, [], -1), "`total` is -1; due is 0 or more"),
         (lambda: cuda.take_rows(vector, [0]), r"`array` has shape \[4\]; due is a matrix"),
         (lambda: cuda.activate(vector), r"`x` has shape \[4\]; due is a matrix"),
         (lambda: cuda.activate(x, vector), r"`bias` is float32 \[4\]; due is float32 \[3\]"),

@@ -51,13 +51,10 @@ def assert_rounded_well(result: Array, exact: Array, terms: Array, dtype: str) -
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:underflow", "ignore:invalid")
 def test_every_number(cuda: ModuleType, dtype: str, activation: str) -> None:
     z = every_number(dtype)
-    one = np.ones((1, 1), z.dtype)
     wide = reference.widen(z)
-    # Without a fused epilogue of cublasLt's: with z kept, or an activation that it lacks.
-    y = cuda.matmul(*map(cuda.to_device, (z, one)), activation=activation, poison=True).numpy()
-    if activation != "gelu_tanh":
-        exact = reference.activate(activation, wide)
-        assert_rounded_well(y, exact, exact, dtype)
+    y = cuda.activate(cuda.to_device(z), activation=activation).numpy()
+    exact = reference.activate(activation, wide)
+    assert_rounded_well(y, exact, exact, dtype)
     if activation == "sigmoid":  # its derivative is made of y
         return
     dy = np.ones_like(z)
@@ -68,3 +65,11 @@ def test_every_number(cuda: ModuleType, dtype: str, activation: str) -> None:
     exact = reference.ACTIVATIONS[activation].derivative(wide)
     terms = TERMS[activation](wide)
     assert_rounded_well(dz, exact, np.nan_to_num(terms), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"], indirect=True)
+@pytest.mark.parametrize("activation", [*TERMS, "softplus"])
+def test_infinities_and_nan(cuda: ModuleType, dtype: str, activation: str) -> None:
+    z = np.array([[np.inf, -np.inf, np.nan]]).astype(reference.numpy_dtype(dtype))
+    y = reference.widen(cuda.activate(cuda.to_device(z), activation=activation).numpy())
+    np.testing.assert_array_equal(y, [[1 if activation == "sigmoid" else np.inf, 0, np.nan]])

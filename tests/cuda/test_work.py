@@ -140,9 +140,11 @@ def test_graphs_that_other_threads_capture_are_left_alone(
     rows = rng.random(24) < 0.5
     results = emulated.matmul_gradient(*arrays, needed=["b"], rows=rows, poison=True)
     y = emulated.matmul(arrays[0], arrays[0], layout_b="transpose")
+    taken = emulated.take_rows(arrays[0], np.arange(0, 24, 2))
     emulated.hooks.others_capture = False
     assert emulated.num_timed() > 0
     assert np.isfinite(y.numpy()).all()
+    np.testing.assert_array_equal(taken.numpy(), dy[::2])
     exact = reference.gradients(reference.Problem(a, np.empty((4, 8), np.float32)), dy, rows=rows)
     reference.assert_close(results["b"].numpy(), exact["b"], "float32")
 
@@ -173,3 +175,41 @@ def test_terms_of_a_sum_are_added_in_place_where_factors_are_larger_than_the_res
     due = reference.gradients(problem, dy, {"b": -0.5})["b"].value
     error = np.abs(result["b"].numpy() - due).max()
     assert error <= 2 * reference.epsilon(dtype) * np.abs(due).max()
+
+
+def test_terms_are_added_to_the_matrix_that_they_belong_to(
+    emulated: ModuleType, cublas_lt: Any, rng: np.random.Generator
+) -> None:
+    """Where dimensions that are kept stand on both sides of the one that is summed."""
+    a = rng.standard_normal((2, 3, 2, 12_000, 4)).astype(np.float32)
+    dy = rng.standard_normal((2, 3, 2, 12_000, 40)).astype(np.float32)
+    before = sum(cublas_lt.emulated_calls(i) for i in range(3))
+    result = emulated.matmul_gradient(
+        emulated.to_device(dy), emulated.to_device(a), needed=["b"], b_shape=(2, 1, 2, 4, 40),
+        poison=True, deterministic=True,
+    )["b"].numpy()  # fmt: skip
+    assert sum(cublas_lt.emulated_calls(i) for i in range(3)) == before + 6
+    due = np.einsum("isjkm,isjkn->ijmn", a.astype(np.float64), dy)[:, None]
+    np.testing.assert_allclose(result, due, rtol=0, atol=2e-7 * np.abs(due).max())
+
+
+def test_more_matrices_than_a_call_takes(emulated: ModuleType, rng: np.random.Generator) -> None:
+    a, b = (rng.standard_normal((70_000, *shape)).astype(np.float32) for shape in [(1, 2), (2, 1)])
+    y = emulated.matmul(emulated.to_device(a), emulated.to_device(b), poison=True)
+    np.testing.assert_allclose(y.numpy(), a @ b, rtol=1e-5, atol=1e-5)
+
+
+def test_calls_of_one_product_share_their_workspace(
+    emulated: ModuleType, cublas_lt: Any, rng: np.random.Generator
+) -> None:
+    a = rng.standard_normal((30, 1, 20, 8)).astype(np.float32)
+    b = rng.standard_normal((1, 30, 8, 4)).astype(np.float32)
+    arrays = [emulated.to_device(x) for x in (a, b)]
+    emulated.matmul(*arrays)  # chooses
+    before = [cublas_lt.emulated_calls(i) for i in range(3)]
+    hooks = emulated.hooks
+    hooks.most_bytes_in_use = in_use = hooks.bytes_in_use
+    y = emulated.matmul(*arrays)
+    assert [cublas_lt.emulated_calls(i) - n for i, n in enumerate(before)] == [0, 30, 0]
+    workspace = 1024  # of the second algorithm
+    assert hooks.most_bytes_in_use - in_use == y.numpy().nbytes + workspace

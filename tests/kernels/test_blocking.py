@@ -1,8 +1,8 @@
 """Products larger than the pieces that they are computed in, on both sides of every border.
 
 The pieces are csrc/cpu/blocking.cc's: strips of at most 14 rows, panels of at most 32 columns,
-blocks of at most 384 of k, 768 of bfloat16's and 96 of complex numbers', tiles of 8 strips, 4 MiB of
-packed panels, passes of 8192 of k, or of 1152 where C can hold the sums. A C of fewer than 32
+blocks of at most 384 of k, 768 of bfloat16's and 96 of complex numbers', tiles of 8 strips, 4 MiB
+of packed panels, passes of 8192 of k, or of 1152 where C can hold the sums. A C of fewer than 32
 micro-tiles is computed in slices of two blocks and more.
 """
 

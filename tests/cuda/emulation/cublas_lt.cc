@@ -147,6 +147,7 @@ cublasStatus_t Check(const Product& product, const Layout& a, const Layout& b, c
   if (!is_complex && (op.a == CUBLAS_OP_C || op.b == CUBLAS_OP_C)) {
     return CUBLAS_STATUS_INVALID_VALUE;
   }
+  if (d.batch() > 65535) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (op.epilogue == CUBLASLT_EPILOGUE_DEFAULT) return CUBLAS_STATUS_SUCCESS;
   if (is_complex || d.type == CUDA_R_64F) return CUBLAS_STATUS_NOT_SUPPORTED;
   const bool has_bias =
@@ -324,6 +325,11 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
   }
   if (index == kAlgorithms - 1) return CUBLAS_STATUS_NOT_SUPPORTED;
   const Operation op = OperationOf(product);
+  // As a real one may, which then reads 16 bytes at a time.
+  if (product.Get(CUBLASLT_MATMUL_DESC_BIAS_POINTER) % 16 != 0 &&
+      op.epilogue & CUBLASLT_EPILOGUE_BIAS) {
+    return CUBLAS_STATUS_EXECUTION_FAILED;
+  }
   const bool fused = op.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
   ++calls_of_algorithm[index];
   fused_calls += fused;
