@@ -80,3 +80,18 @@ def cublas_lt() -> Any:
     for name in ("emulated_calls", "emulated_fused_calls"):
         getattr(library, name).restype = ctypes.c_int64
     return library
+
+
+# What `slow` may make slow: products whose epilogue is fused, or those that are bare.
+SLOW = ("neither", "fused", "separate")
+
+
+def make_slow(which: str) -> None:
+    """Make these products of the emulated cublasLt slow, and timing wait for all candidates."""
+    cublas_lt().emulated_make_slow(SLOW.index(which))
+    load().set_search(milliseconds=10_000)  # however busy the machine is
+
+
+def calls() -> list[int]:
+    """Return how often each algorithm of the emulated cublasLt has run."""
+    return [cublas_lt().emulated_calls(i) for i in range(3)]

@@ -198,18 +198,13 @@ int64_t FlopsOf(const GradientPlan& plan, DType dtype, int64_t pass_elements) {
 
 Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMulProblem* problem,
                            Activation activation, const GradientPolicy& policy,
-                           const BackwardTensors& tensors, Host& host) {
-  GradientNeeds needs{tensors.da != nullptr, tensors.db != nullptr, tensors.dbias != nullptr,
-                      tensors.dz != nullptr};
-  if (needs.z && policy.rows.given) {
-    // dZ of all rows, which nothing else reads then.
-    BackwardTensors dz_alone{tensors.dy, nullptr, nullptr, tensors.saved};
-    dz_alone.dz = tensors.dz;
-    const Status status =
-        FusedMatMulGradient(dtype, rows, cols, nullptr, activation, {}, dz_alone, host);
-    if (!status.ok()) return status;
-    needs.z = false;
-  }
+                           const BackwardTensors& all_tensors, Host& host) {
+  BackwardTensors tensors = all_tensors;
+  const Status apart = TakeDzApart(policy, &tensors, [&](const BackwardTensors& dz_alone) {
+    return FusedMatMulGradient(dtype, rows, cols, nullptr, activation, {}, dz_alone, host);
+  });
+  if (!apart.ok()) return apart;
+  const GradientNeeds needs = NeedsOf(tensors);
 
   const int64_t pass_elements = rows * cols;
   const bool is_linear = activation == Activation::kLinear;

@@ -175,19 +175,14 @@ Status FusedMatMul(const MatMulProblem& problem, Activation activation,
 
 Status FusedMatMulGradient(DType dtype, int64_t rows, int64_t cols, const MatMulProblem* problem,
                            Activation activation, const GradientPolicy& policy,
-                           const BackwardTensors& tensors, Device& device) {
+                           const BackwardTensors& all_tensors, Device& device) {
   if (!HasGradients(dtype)) return InvalidArgument("integers have no gradient");
-  GradientNeeds needs{tensors.da != nullptr, tensors.db != nullptr, tensors.dbias != nullptr,
-                      tensors.dz != nullptr};
-  if (needs.z && policy.rows.given) {
-    // dZ of all rows, which nothing else reads then.
-    BackwardTensors dz_alone{tensors.dy, nullptr, nullptr, tensors.saved};
-    dz_alone.dz = tensors.dz;
-    const Status status =
-        FusedMatMulGradient(dtype, rows, cols, nullptr, activation, {}, dz_alone, device);
-    if (!status.ok()) return status;
-    needs.z = false;
-  }
+  BackwardTensors tensors = all_tensors;
+  const Status apart = TakeDzApart(policy, &tensors, [&](const BackwardTensors& dz_alone) {
+    return FusedMatMulGradient(dtype, rows, cols, nullptr, activation, {}, dz_alone, device);
+  });
+  if (!apart.ok()) return apart;
+  const GradientNeeds needs = NeedsOf(tensors);
   ProductAbilities abilities;
   abilities.mask_dz = false;  // cublasLt reads what is in memory
   abilities.gather_costs = device.gather_costs();

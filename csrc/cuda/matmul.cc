@@ -3,19 +3,15 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstring>
-#include <fstream>
-#include <map>
 #include <memory>
 #include <mutex>
-#include <sstream>
-#include <tuple>
-#include <type_traits>
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "cuda/choices.h"
 #include "cuda/cublas_lt.h"
 #include "cuda/device_kind.h"
 #include "cuda/status.h"
@@ -27,14 +23,6 @@ namespace {
 // A candidate is run for this long, in one go, so that the clock does not see the host's part; one
 // that takes longer anyway, once.
 constexpr double kMillisecondsPerCandidate = 0.2;
-// Of products that differ in nothing but their sizes, as many are timed. Where sizes go on
-// changing, timing would never end; then cublasLt's first proposal runs.
-constexpr int kMostTimedSizes = 16;
-// When there are more choices, all are forgotten.
-constexpr size_t kMostChoices = 4096;
-// What cublasLt prefers; what is aligned less may have fewer algorithms.
-constexpr int64_t kBestAlignment = 256;
-
 // The types of a dtype's matrices, sums and alpha.
 struct Types {
   cudaDataType_t matrix;
@@ -75,95 +63,6 @@ struct Scalar {
   }
 };
 
-// --- What a choice depends on ----------------------------------------------------------------
-// All that can change which algorithm is best or allowed. Compared and saved as a row of numbers,
-// beside the device's name.
-struct Key {
-  static constexpr int kSizes = 11;  // the last ones of the numbers
-  std::array<int64_t, 12 + kSizes> numbers;
-  std::string device;
-
-  bool operator<(const Key& other) const {
-    return std::tie(numbers, device) < std::tie(other.numbers, other.device);
-  }
-};
-
-// In bytes, as far as an algorithm can profit from it.
-int64_t Alignment(const void* pointer) {
-  const auto address = reinterpret_cast<uintptr_t>(pointer);
-  return address == 0 ? 0 : std::min<int64_t>(kBestAlignment, address & -address);
-}
-
-const void* BiasOf(const MatmulEpilogue& epilogue) {
-  return epilogue.bias != nullptr ? epilogue.bias : epilogue.bias_gradient;
-}
-
-// The ways in one number, 16 bits each.
-int64_t NumberOf(const std::vector<MatmulWay>& ways) {
-  int64_t number = 0;
-  for (const MatmulWay& way : ways) {
-    number = number << 16 | way.epilogue << 2 | int{way.writes_aux} << 1 | int{way.then != nullptr};
-  }
-  return number;
-}
-
-Key KeyOf(const Matmul& m, const MatmulEpilogue& epilogue, const DeviceKind& kind, bool tf32,
-          bool timed) {
-  return {{static_cast<int64_t>(m.dtype), tf32, timed, m.a.operation, m.b.operation, m.beta != 0,
-           NumberOf(epilogue.ways), Alignment(m.a.data), Alignment(m.b.data), Alignment(m.d),
-           Alignment(BiasOf(epilogue)), Alignment(epilogue.aux),
-           // The sizes:
-           m.m, m.n, m.k, m.batch, m.a.ld, m.a.stride, m.b.ld, m.b.stride, m.ldd, m.stride_d,
-           epilogue.aux_stride},
-          kind.name};
-}
-
-// The same problem in any size.
-Key FamilyOf(Key key) {
-  std::fill(key.numbers.end() - Key::kSizes, key.numbers.end(), 0);
-  return key;
-}
-
-// --- A choice ----------------------------------------------------------------------------------
-template <typename Object>
-using Owned = std::unique_ptr<std::remove_pointer_t<Object>, cublasStatus_t (*)(Object)>;
-
-struct Descriptors {
-  Owned<cublasLtMatmulDesc_t> product{nullptr, nullptr};
-  Owned<cublasLtMatrixLayout_t> a{nullptr, nullptr};
-  Owned<cublasLtMatrixLayout_t> b{nullptr, nullptr};
-  Owned<cublasLtMatrixLayout_t> d{nullptr, nullptr};
-};
-
-struct Choice {
-  size_t way;  // of the epilogue's
-  cublasLtMatmulAlgo_t algorithm;
-  size_t workspace_bytes;
-  Descriptors descriptors;
-  std::mutex mutex;  // guards the descriptors, into which each call writes its pointers
-};
-
-// A choice as it is in a file: without descriptors.
-struct SavedChoice {
-  size_t way;
-  cublasLtMatmulAlgo_t algorithm;
-};
-
-struct Cache {
-  std::mutex mutex;
-  Search search;
-  std::map<Key, std::shared_ptr<Choice>> choices;
-  std::map<Key, SavedChoice> saved;
-  std::map<Key, int> timed_sizes;  // of each family
-  int64_t num_timed = 0;
-  std::mutex timing;  // held by the one thread that may time
-};
-
-Cache& TheCache() {
-  static auto* cache = new Cache;
-  return *cache;
-}
-
 // --- One product on one device, while its algorithm is chosen and when it runs -----------------
 class Runner {
  public:
@@ -177,18 +76,20 @@ class Runner {
         device_(device),
         types_(TypesOf(matmul.dtype, device.allows_tf32())) {}
 
-  // The choice by the clock, or without it cublasLt's first proposal for the first way it knows.
-  Status Choose(bool timed, const Search& search, std::shared_ptr<Choice>* choice) {
+  // The choice by the clock, or without a search cublasLt's first proposal for the first way it
+  // knows.
+  Status Choose(const std::optional<Search>& search, std::shared_ptr<Choice>* choice) {
+    const int most_candidates = search ? search->candidates : 1;
     std::vector<std::vector<std::shared_ptr<Choice>>> proposals;
     for (size_t way = 0; way < epilogue_.ways.size(); ++way) {
       proposals.emplace_back();
-      Status status = Propose(way, timed ? search.candidates : 1, &proposals.back());
+      Status status = Propose(way, most_candidates, &proposals.back());
       if (!status.ok()) return status;
-      if (!timed && !proposals.back().empty()) break;
+      if (!search && !proposals.back().empty()) break;
     }
     // The best of all ways come first: there may be no time for the others.
     std::vector<std::shared_ptr<Choice>> candidates;
-    for (int i = 0; i < search.candidates; ++i) {
+    for (int i = 0; i < most_candidates; ++i) {
       for (const auto& of_way : proposals) {
         if (i < static_cast<int>(of_way.size())) candidates.push_back(of_way[i]);
       }
@@ -197,8 +98,8 @@ class Runner {
       return Status(StatusCode::kInternal, "cublasLtMatmulAlgoGetHeuristic: no algorithm");
     }
     *choice = candidates.front();
-    return timed && candidates.size() > 1 ? ChooseByTime(candidates, search.milliseconds, choice)
-                                          : Status();
+    if (!search || candidates.size() == 1) return Status();
+    return ChooseByTime(candidates, search->milliseconds, choice);
   }
 
   // The choice of a file, if this library can still run it.
@@ -459,43 +360,25 @@ class Runner {
 // The choice for a problem that was made before, here or in the process that wrote a file; null
 // where there is none. Neither waits nor times.
 std::shared_ptr<Choice> Known(Runner& runner, const Key& key) {
-  Cache& cache = TheCache();
-  SavedChoice saved;
-  {
-    std::lock_guard<std::mutex> lock(cache.mutex);
-    const auto found = cache.choices.find(key);
-    if (found != cache.choices.end()) return found->second;
-    const auto in_file = cache.saved.find(key);
-    if (in_file == cache.saved.end()) return nullptr;
-    saved = in_file->second;
-  }
-  std::shared_ptr<Choice> choice = runner.Restore(saved);
-  if (choice == nullptr) return nullptr;
-  std::lock_guard<std::mutex> lock(cache.mutex);
-  return cache.choices.emplace(key, choice).first->second;
+  std::optional<SavedChoice> saved;
+  std::shared_ptr<Choice> choice = Choices::Get().Find(key, &saved);
+  if (choice != nullptr || !saved) return choice;
+  choice = runner.Restore(*saved);
+  return choice == nullptr ? nullptr : Choices::Get().Add(key, choice);
 }
 
-Status MakeChoice(Runner& runner, const Key& key, bool timed, std::shared_ptr<Choice>* choice) {
-  Cache& cache = TheCache();
+// That choice, or one that is made now.
+Status FindChoice(Runner& runner, const Key& key, bool timed, std::shared_ptr<Choice>* choice) {
+  Choices& choices = Choices::Get();
   // Two at once would time each other.
-  std::unique_lock<std::mutex> timing(cache.timing, std::defer_lock);
+  std::unique_lock<std::mutex> timing(choices.timing(), std::defer_lock);
   if (timed) timing.lock();
-  *choice = Known(runner, key);  // somebody else's, while this one waited
+  *choice = Known(runner, key);
   if (*choice != nullptr) return Status();
-  Search search;
-  {
-    std::lock_guard<std::mutex> lock(cache.mutex);
-    timed = timed && cache.timed_sizes[FamilyOf(key)] < kMostTimedSizes;
-    search = cache.search;
-  }
-  if (Status status = runner.Choose(timed, search, choice); !status.ok()) return status;
-  std::lock_guard<std::mutex> lock(cache.mutex);
-  if (timed) {
-    ++cache.num_timed;
-    ++cache.timed_sizes[FamilyOf(key)];
-  }
-  if (cache.choices.size() >= kMostChoices) cache.choices.clear();
-  *choice = cache.choices.emplace(key, *choice).first->second;
+  const std::optional<Search> search = timed ? choices.MayTime(key) : std::nullopt;
+  if (Status status = runner.Choose(search, choice); !status.ok()) return status;
+  if (search) choices.CountTimed(key);
+  *choice = choices.Add(key, *choice);
   return Status();
 }
 
@@ -522,10 +405,9 @@ Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& dev
   bool timed = !device.deterministic() && matmul.repeats;
   std::shared_ptr<Choice> choice;
   if (timed) choice = Known(runner, key(timed));
-  timed = timed && !is_capturing;
-  if (choice == nullptr && !timed) choice = Known(runner, key(timed));
   if (choice == nullptr) {
-    status = MakeChoice(runner, key(timed), timed, &choice);
+    timed = timed && !is_capturing;
+    status = FindChoice(runner, key(timed), timed, &choice);
     if (!status.ok()) return status;
   }
   void* workspace = nullptr;
@@ -534,89 +416,6 @@ Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& dev
     if (workspace == nullptr) return OutOfMemory("cublasLt's workspace", choice->workspace_bytes);
   }
   return runner.Run(*choice, {matmul.d, epilogue.aux, epilogue.bias_gradient}, workspace);
-}
-
-// --- Choices in files --------------------------------------------------------------------------
-namespace {
-
-constexpr const char* kFileTitle = "stopgrad_op: cublasLt algorithms, format 3, cublasLt";
-
-Status FileError(const std::string& path, const std::string& what) {
-  return InvalidArgument("the file of algorithms " + path + " " + what);
-}
-
-}  // namespace
-
-Status SaveChoices(const std::string& path) {
-  const CublasLt* lt = nullptr;
-  if (Status status = OpenCublasLt(&lt); !status.ok()) return status;
-  std::ofstream file(path);
-  file << kFileTitle << ' ' << lt->GetVersion() << '\n';
-  Cache& cache = TheCache();
-  {
-    std::lock_guard<std::mutex> lock(cache.mutex);
-    std::map<Key, SavedChoice> all = cache.saved;
-    for (const auto& [key, choice] : cache.choices) all[key] = {choice->way, choice->algorithm};
-    for (const auto& [key, choice] : all) {
-      for (int64_t number : key.numbers) file << number << ' ';
-      file << choice.way;
-      for (uint64_t word : choice.algorithm.data) file << ' ' << word;
-      file << ' ' << key.device << '\n';
-    }
-  }
-  file.close();
-  return file ? Status() : FileError(path, "cannot be written");
-}
-
-Status LoadChoices(const std::string& path) {
-  const CublasLt* lt = nullptr;
-  if (Status status = OpenCublasLt(&lt); !status.ok()) return status;
-  std::ifstream file(path);
-  std::string line;
-  if (!std::getline(file, line)) return FileError(path, "cannot be read");
-  const std::string title = kFileTitle + (' ' + std::to_string(lt->GetVersion()));
-  if (line != title) {
-    return FileError(path, "begins with \"" + line + "\"; due is \"" + title + "\"");
-  }
-  std::map<Key, SavedChoice> saved;
-  while (std::getline(file, line)) {
-    std::istringstream words(line);
-    Key key;
-    SavedChoice choice;
-    for (int64_t& number : key.numbers) words >> number;
-    words >> choice.way;
-    for (uint64_t& word : choice.algorithm.data) words >> word;
-    if (!std::getline(words >> std::ws, key.device)) {
-      return FileError(path, "has a line that is no algorithm: \"" + line + "\"");
-    }
-    saved[key] = choice;
-  }
-  Cache& cache = TheCache();
-  std::lock_guard<std::mutex> lock(cache.mutex);
-  for (auto& [key, choice] : saved) cache.saved[key] = choice;
-  return Status();
-}
-
-void SetSearch(const Search& search) {
-  Cache& cache = TheCache();
-  std::lock_guard<std::mutex> lock(cache.mutex);
-  cache.search = search;
-  cache.search.candidates = std::max(1, search.candidates);
-}
-
-void ForgetChoices() {
-  Cache& cache = TheCache();
-  std::lock_guard<std::mutex> lock(cache.mutex);
-  cache.choices.clear();
-  cache.saved.clear();
-  cache.timed_sizes.clear();
-  cache.num_timed = 0;
-}
-
-int64_t NumTimed() {
-  Cache& cache = TheCache();
-  std::lock_guard<std::mutex> lock(cache.mutex);
-  return cache.num_timed;
 }
 
 }  // namespace stopgrad::cuda

@@ -5,11 +5,9 @@
 
 #include <cstdint>
 #include <functional>
-#include <string>
 #include <vector>
 
 #include "core/dtype.h"
-#include "core/export.h"
 #include "core/status.h"
 #include "cuda/device.h"
 
@@ -71,25 +69,6 @@ struct MatmulEpilogue {
 // is timed where results must not depend on it, the stream is being captured, the sizes do not
 // repeat, or many others were timed before: then cublasLt's first proposal for the first way runs.
 Status Enqueue(const Matmul& matmul, const MatmulEpilogue& epilogue, Device& device);
-
-// Writes the choices made so far to a file, or adds those of a file, so that a process need not
-// time again what another one did. They hold for one version of cublasLt; a file of another one is
-// an InvalidArgument, as is one that cannot be read or written.
-STOPGRAD_EXPORT Status SaveChoices(const std::string& path);
-STOPGRAD_EXPORT Status LoadChoices(const std::string& path);
-
-// How hard to look for an algorithm: of how many proposals for each way, and how long a candidate
-// may still be begun. A benchmark that wants to know what there is looks harder than a first call
-// may.
-struct Search {
-  int candidates = 8;
-  double milliseconds = 40;
-};
-STOPGRAD_EXPORT void SetSearch(const Search& search);
-
-// For tests: forgets all choices; how many were made by timing since then.
-STOPGRAD_EXPORT void ForgetChoices();
-STOPGRAD_EXPORT int64_t NumTimed();
 
 }  // namespace stopgrad::cuda
 

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "cuda/captures.h"
+#include "cuda/choices.h"
 #include "cuda/elementwise.h"
 #include "cuda/fused_matmul.h"
 #include "cuda/library.h"
-#include "cuda/matmul.h"
 #include "cuda/memory.h"
 #include "cuda/status.h"
 #include "python/cuda_arrays.h"

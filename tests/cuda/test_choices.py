@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import emulated_gpu
 import numpy as np
 import pytest
 import reference
@@ -79,22 +80,21 @@ def test_sizes_that_go_on_changing_are_not_timed_for_ever(cuda: ModuleType) -> N
 
 
 def test_the_fastest_proposal_that_runs_is_chosen(
-    emulated: ModuleType, cublas_lt: Any, arrays: tuple[Array, Array]
+    emulated: ModuleType, arrays: tuple[Array, Array]
 ) -> None:
     """Of three, the first is slow and the last one fails."""
     product(emulated, arrays)
-    before = [cublas_lt.emulated_calls(i) for i in range(3)]
+    before = emulated_gpu.calls()
     product(emulated, arrays)
-    assert [cublas_lt.emulated_calls(i) - n for i, n in enumerate(before)] == [0, 1, 0]
+    assert np.subtract(emulated_gpu.calls(), before).tolist() == [0, 1, 0]
 
 
-@pytest.mark.parametrize("slow", ["fused", "separate"])
+@pytest.mark.parametrize("slow", emulated_gpu.SLOW[1:])
 @pytest.mark.parametrize("what", ["forward", "bias gradient"])
 def test_an_epilogue_is_fused_where_that_is_faster(
     emulated: ModuleType, cublas_lt: Any, arrays: tuple[Array, Array], slow: str, what: str
 ) -> None:
-    cublas_lt.emulated_make_slow(["fused", "separate"].index(slow) + 1)
-    emulated.set_search(milliseconds=10_000)  # however busy the machine is
+    emulated_gpu.make_slow(slow)
     a, b = map(emulated.to_device, arrays)
     bias = emulated.to_device(np.ones(32, np.float32))
     dy = emulated.to_device(np.ones((24, 32), np.float32))
@@ -115,24 +115,23 @@ def test_an_epilogue_is_fused_where_that_is_faster(
 
 
 def test_fewer_proposals_are_timed_on_demand(
-    emulated: ModuleType, cublas_lt: Any, arrays: tuple[Array, Array]
+    emulated: ModuleType, arrays: tuple[Array, Array]
 ) -> None:
     """The second, which is faster, is not among them then."""
     emulated.set_search(candidates=1)
     product(emulated, arrays)
-    before = [cublas_lt.emulated_calls(i) for i in range(3)]
+    before = emulated_gpu.calls()
     product(emulated, arrays)
-    assert [cublas_lt.emulated_calls(i) - n for i, n in enumerate(before)] == [1, 0, 0]
+    assert np.subtract(emulated_gpu.calls(), before).tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize("slow", ["fused", "separate"])
+@pytest.mark.parametrize("slow", emulated_gpu.SLOW[1:])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 def test_where_z_is_kept_the_product_is_written_there(
     emulated: ModuleType, cublas_lt: Any, arrays: tuple[Array, Array], activation: str, slow: str
 ) -> None:
     """With its bias where that is faster, and one kernel makes y of it."""
-    cublas_lt.emulated_make_slow(["fused", "separate"].index(slow) + 1)
-    emulated.set_search(milliseconds=10_000)  # however busy the machine is
+    emulated_gpu.make_slow(slow)
     bias = np.linspace(-1, 1, 32, dtype=np.float32)
     device = [emulated.to_device(x) for x in (*arrays, bias)]
     z_due = arrays[0].astype(np.float64) @ arrays[1] + bias

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from types import ModuleType
-from typing import Any
 
+import emulated_gpu
 import numpy as np
 import pytest
 import reference
@@ -153,7 +153,7 @@ def test_graphs_that_other_threads_capture_are_left_alone(
     ("dtype", "rows", "calls"), [("float32", 150_000, 3), ("float32", 30, 1), ("float16", 30, 1)]
 )
 def test_terms_of_a_sum_are_added_in_place_where_factors_are_larger_than_the_result(
-    emulated: ModuleType, cublas_lt: Any, rng: np.random.Generator,
+    emulated: ModuleType, rng: np.random.Generator,
     dtype: str, rows: int, calls: int,
 ) -> None:  # fmt: skip
     """Elsewhere one product has all of them, of factors that are copied to lie side by side."""
@@ -162,33 +162,29 @@ def test_terms_of_a_sum_are_added_in_place_where_factors_are_larger_than_the_res
     )
     dy = reference.random_array(rng, (3, rows, 32), dtype)
     arrays = [emulated.to_device(x) for x in (dy, problem.a)]
-
-    def products() -> int:
-        return sum(cublas_lt.emulated_calls(i) for i in range(3))
-
-    before = products()
+    before = sum(emulated_gpu.calls())
     result = emulated.matmul_gradient(
         *arrays, needed=["b"], layout_a="transpose", scales={"b": -0.5}, poison=True,
         deterministic=True,
     )  # fmt: skip
-    assert products() == before + calls
+    assert sum(emulated_gpu.calls()) == before + calls
     due = reference.gradients(problem, dy, {"b": -0.5})["b"].value
     error = np.abs(result["b"].numpy() - due).max()
     assert error <= 2 * reference.epsilon(dtype) * np.abs(due).max()
 
 
 def test_terms_are_added_to_the_matrix_that_they_belong_to(
-    emulated: ModuleType, cublas_lt: Any, rng: np.random.Generator
+    emulated: ModuleType, rng: np.random.Generator
 ) -> None:
     """Where dimensions that are kept stand on both sides of the one that is summed."""
     a = rng.standard_normal((2, 3, 2, 12_000, 4)).astype(np.float32)
     dy = rng.standard_normal((2, 3, 2, 12_000, 40)).astype(np.float32)
-    before = sum(cublas_lt.emulated_calls(i) for i in range(3))
+    before = sum(emulated_gpu.calls())
     result = emulated.matmul_gradient(
         emulated.to_device(dy), emulated.to_device(a), needed=["b"], b_shape=(2, 1, 2, 4, 40),
         poison=True, deterministic=True,
     )["b"].numpy()  # fmt: skip
-    assert sum(cublas_lt.emulated_calls(i) for i in range(3)) == before + 6
+    assert sum(emulated_gpu.calls()) == before + 6
     due = np.einsum("isjkm,isjkn->ijmn", a.astype(np.float64), dy)[:, None]
     np.testing.assert_allclose(result, due, rtol=0, atol=2e-7 * np.abs(due).max())
 
@@ -200,16 +196,16 @@ def test_more_matrices_than_a_call_takes(emulated: ModuleType, rng: np.random.Ge
 
 
 def test_calls_of_one_product_share_their_workspace(
-    emulated: ModuleType, cublas_lt: Any, rng: np.random.Generator
+    emulated: ModuleType, rng: np.random.Generator
 ) -> None:
     a = rng.standard_normal((30, 1, 20, 8)).astype(np.float32)
     b = rng.standard_normal((1, 30, 8, 4)).astype(np.float32)
     arrays = [emulated.to_device(x) for x in (a, b)]
     emulated.matmul(*arrays)  # chooses
-    before = [cublas_lt.emulated_calls(i) for i in range(3)]
+    before = emulated_gpu.calls()
     hooks = emulated.hooks
     hooks.most_bytes_in_use = in_use = hooks.bytes_in_use
     y = emulated.matmul(*arrays)
-    assert [cublas_lt.emulated_calls(i) - n for i, n in enumerate(before)] == [0, 30, 0]
+    assert np.subtract(emulated_gpu.calls(), before).tolist() == [0, 30, 0]
     workspace = 1024  # of the second algorithm
     assert hooks.most_bytes_in_use - in_use == y.numpy().nbytes + workspace
