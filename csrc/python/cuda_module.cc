@@ -132,7 +132,7 @@ class CudaBackend {
   DType dtype_ = DType::kFloat;
 };
 
-// A matrix's sizes; throws where it is none.
+// Throws where it is no matrix.
 void CheckMatrix(const Input& input) {
   if (input.shape.size() != 2) {
     throw py::value_error(std::string("`") + input.name + "` has shape " + ToString(input.shape) +
@@ -193,7 +193,6 @@ py::object CopyRows(const py::object& array, const Places& rows, std::optional<i
   copy.dtype = input.dtype;
   copy.rows = count;
   copy.cols = cols;
-  copy.count = 1;
   copy.from = input.data;
   copy.from_view = total ? dense : selected;
   copy.to_view = total ? selected : dense;
