@@ -58,36 +58,28 @@ struct ActivationFunction<Activation::kSelu, M> {
 };
 
 // Hendrycks and Gimpel, Gaussian Error Linear Units, 2016: z Phi(z), Phi the normal distribution.
+// By Phi(-|z|), which keeps its digits where it is small.
 template <typename M>
 struct ActivationFunction<Activation::kGelu, M> {
   using T = typename M::Number;
-  static constexpr T kLow = T(-40);  // Phi is 0 below, and -inf 0 would be a NaN
+  static constexpr T kHigh = T(40);  // Phi(-z) is 0 above, and 0 inf would be a NaN
   __device__ static T Value(T z) {
-    z = AtLeast(kLow, z);
-    return z * typename M::Normal(z).Cdf();
+    const T size = AtMost(kHigh, Abs(z));
+    return AtLeast(T(0), z) - size * typename M::Normal(size).Tail();
   }
   __device__ static T Derivative(T z) {
-    z = AtMost(-kLow, AtLeast(kLow, z));
-    const typename M::Normal normal(z);
-    return normal.Cdf() + z * normal.Density();
+    const T size = AtMost(kHigh, Abs(z));
+    const typename M::Normal normal(size);
+    const T below = normal.Tail() - size * normal.Density();  // at -|z|
+    return z < T(0) ? below : T(1) - below;
   }
 };
 
-// z sigmoid(v), and its derivative sigmoid(v) (1 + z v' sigmoid(-v)), by e = e^-|v|, which cannot
-// overflow.
-template <typename M>
-struct Gate {
-  using T = typename M::Number;
-  T open, closed;  // sigmoid(v) and sigmoid(-v)
-
-  __device__ explicit Gate(T v) {
-    const T e = M::Exp(-Abs(v)), larger = M::Reciprocal(T(1) + e), smaller = e * larger;
-    open = v < T(0) ? smaller : larger;
-    closed = v < T(0) ? larger : smaller;
-  }
-  __device__ T Value(T z) const { return z * open; }
-  __device__ T Derivative(T z_times_slope) const { return open * (T(1) + z_times_slope * closed); }
-};
+// With a gate: z sigmoid(v), and its derivative sigmoid(v) (1 + z v' sigmoid(-v)).
+template <typename Gate, typename T>
+__device__ T GatedDerivative(const Gate& gate, T z_times_slope) {
+  return gate.open * (T(1) + z_times_slope * gate.closed);
+}
 
 // The tanh form of the same paper, z (1 + tanh(v / 2)) / 2.
 template <typename M>
@@ -98,20 +90,20 @@ struct ActivationFunction<Activation::kGeluTanh, M> {
   static constexpr T kLow = T(-22);  // the gate is closed below
   __device__ static T Value(T z) {
     z = AtLeast(kLow, z);
-    return Gate<M>(z * (kLinear + kCubic * z * z)).Value(z);
+    return z * typename M::Gate(z * (kLinear + kCubic * z * z)).open;
   }
   __device__ static T Derivative(T z) {
     z = AtMost(-kLow, AtLeast(kLow, z));
     const T square = z * z;
-    return Gate<M>(z * (kLinear + kCubic * square))
-        .Derivative(z * (kLinear + T(3) * kCubic * square));
+    const typename M::Gate gate(z * (kLinear + kCubic * square));
+    return GatedDerivative(gate, z * (kLinear + T(3) * kCubic * square));
   }
 };
 
 template <typename M>
 struct ActivationFunction<Activation::kSigmoid, M> {
   using T = typename M::Number;
-  __device__ static T Value(T z) { return Gate<M>(z).open; }
+  __device__ static T Value(T z) { return typename M::Gate(z).open; }
   __device__ static T Derivative(T y) { return y * (T(1) - y); }
 };
 
@@ -129,11 +121,11 @@ struct ActivationFunction<Activation::kSilu, M> {
   static constexpr T kLow = T(-760);  // the gate is closed below
   __device__ static T Value(T z) {
     z = AtLeast(kLow, z);
-    return Gate<M>(z).Value(z);
+    return z * typename M::Gate(z).open;
   }
   __device__ static T Derivative(T z) {
     z = AtMost(-kLow, AtLeast(kLow, z));
-    return Gate<M>(z).Derivative(z);
+    return GatedDerivative(typename M::Gate(z), z);
   }
 };
 

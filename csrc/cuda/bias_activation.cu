@@ -10,68 +10,67 @@ namespace stopgrad::cuda {
 
 namespace {
 
-template <typename Storage, Activation activation>
+template <typename Storage, int size, Activation activation>
 struct BiasActivationKernel {
-  using Accumulator = typename Math<Storage>::Number;
+  using Number = typename Math<Storage>::Number;
   using Function = ActivationFunction<activation, Math<Storage>>;
+  static constexpr int kResidentBlocks = kResidentPasses<Storage>;
 
-  int64_t rows;
+  RowBlocks blocks;
   int64_t cols;
-  bool aligned;
   const Storage* x;
   const Storage* bias;
   Storage* z;
   Storage* y;
 
   __device__ void operator()() const {
-    const ThreadColumns<Storage> columns(cols, aligned);
-    if (!columns.any()) return;
-    Vector<Storage> bias_values{};
-    if (bias != nullptr) bias_values = columns.Read(bias);
-    const int64_t step = int64_t(gridDim.y) * blockDim.y;
-    const int64_t first = int64_t(blockIdx.y) * blockDim.y + threadIdx.y;
-    for (int64_t row = first; row < rows; row += step * kRowsInFlight) {
-      Vector<Storage> values[kRowsInFlight];
+    const int64_t col = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * size;
+    if (col >= cols) return;
+    Number bias_values[size];
+    if (bias != nullptr) {
+      Load(Read<Storage, size>(bias + col), bias_values);
+    } else {
+      for (Number& value : bias_values) value = Number(-0.0);  // which changes nothing, not even 0
+    }
+    const int64_t end = blocks.End();
+    for (int64_t row = blocks.Begin(); row < end; row += kRowsInFlight * blockDim.y) {
+      Vector<Storage, size> xs[kRowsInFlight];
 #pragma unroll
       for (int u = 0; u < kRowsInFlight; ++u) {
-        const int64_t r = row + u * step;
-        if (r < rows) values[u] = columns.Read(x + r * cols);
+        const int64_t r = row + u * int64_t(blockDim.y);
+        if (r < end) xs[u] = Read<Storage, size>(x + r * cols + col);
       }
 #pragma unroll
       for (int u = 0; u < kRowsInFlight; ++u) {
-        const int64_t r = row + u * step;
-        if (r >= rows) break;
-        Vector<Storage> sums, results;
-#pragma unroll
-        for (int i = 0; i < columns.kSize; ++i) {
-          Accumulator value = Load(values[u].values[i]);
-          if (bias != nullptr) value += Load(bias_values.values[i]);
-          Store(value, &sums.values[i]);
-          Store(Function::Value(value), &results.values[i]);
+        const int64_t r = row + u * int64_t(blockDim.y);
+        if (r >= end) break;
+        Number numbers[size];
+        Load(xs[u], numbers);
+        for (int i = 0; i < size; ++i) numbers[i] += bias_values[i];
+        Vector<Storage, size> results;
+        if (z != nullptr) {
+          Store(numbers, &results);
+          Write(results, z + r * cols + col);
         }
-        if (z != nullptr) columns.Write(sums, z + r * cols);
-        columns.Write(results, y + r * cols);
+        for (Number& number : numbers) number = Function::Value(number);
+        Store(numbers, &results);
+        Write(results, y + r * cols + col);
       }
     }
   }
 };
 
-template <typename Storage, Activation activation>
+template <typename Storage, int size, Activation activation>
 Status EnqueueTyped(const BiasActivation& work, Device& device) {
-  constexpr int kSize = Vector<Storage>::kSize;
-  BiasActivationKernel<Storage, activation> kernel{};
-  kernel.rows = work.rows;
+  BiasActivationKernel<Storage, size, activation> kernel{};
+  const dim3 block = BlockOver(CeilDiv(work.cols, size));
+  kernel.blocks = RowBlocks(work.rows, block, kRowsInFlight);
   kernel.cols = work.cols;
   kernel.x = static_cast<const Storage*>(work.x);
   kernel.bias = static_cast<const Storage*>(work.bias);
   kernel.z = static_cast<Storage*>(work.z);
   kernel.y = static_cast<Storage*>(work.y);
-  kernel.aligned = work.cols % kSize == 0 && IsAligned(work.x) && IsAligned(work.bias) &&
-                   IsAligned(work.z) && IsAligned(work.y);
-  const int64_t width = CeilDiv(work.cols, kSize);
-  const dim3 block = BlockOver(width);
-  const int64_t blocks_of_rows = CeilDiv(work.rows, int64_t(block.y) * kRowsInFlight);
-  const dim3 grid(CeilDiv(width, block.x), std::min(blocks_of_rows, kMaxGridYZ));
+  const dim3 grid(CeilDiv(work.cols, int64_t(size) * block.x), kernel.blocks.count());
   return Launch("the kernel of bias and activation", kernel, grid, block, device.stream());
 }
 
@@ -80,10 +79,14 @@ Status EnqueueTyped(const BiasActivation& work, Device& device) {
 Status Enqueue(const BiasActivation& work, Device& device) {
   if (work.rows == 0 || work.cols == 0) return Status();
   return VisitReal(work.dtype, [&](auto storage, int parts) {
+    using Storage = decltype(storage);
     BiasActivation real = work;
     real.cols *= parts;
+    const bool aligned = real.cols % kPerAccess<Storage> == 0 && IsAligned(work.x) &&
+                         IsAligned(work.bias) && IsAligned(work.z) && IsAligned(work.y);
     return VisitActivation(work.activation, [&](auto activation) {
-      return EnqueueTyped<decltype(storage), activation()>(real, device);
+      return aligned ? EnqueueTyped<Storage, kPerAccess<Storage>, activation()>(real, device)
+                     : EnqueueTyped<Storage, 1, activation()>(real, device);
     });
   });
 }

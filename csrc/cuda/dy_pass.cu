@@ -11,88 +11,89 @@ namespace stopgrad::cuda {
 
 namespace {
 
-template <typename Storage, Activation activation>
+template <typename Storage, int size, Activation activation>
 struct DyPassKernel {
-  using Accumulator = typename Math<Storage>::Number;
+  using Number = typename Math<Storage>::Number;
   using Function = ActivationFunction<activation, Math<Storage>>;
-  static constexpr int kSize = Vector<Storage>::kSize;
+  using Values = Vector<Storage, size>;
+  static constexpr int kResidentBlocks = kResidentPasses<Storage>;
 
-  int64_t rows;
+  RowBlocks blocks;
   int64_t cols;
   int64_t row_stride;
   int64_t place_scale;  // what to multiply the places with
-  int64_t rows_per_block;
-  bool aligned;
   const Storage* dy;
   const Storage* saved;
   const int64_t* places;
   const uint8_t* active;
   const double* weights;
   Storage* dz;
-  Accumulator* partial;  // [blocks, cols]: the sum of each block's rows
+  Number* partial;  // [blocks, cols]: the sum of each block's rows
 
   __device__ void operator()() const {
-    const ThreadColumns<Storage> columns(cols, aligned);
-    Accumulator sums[kSize] = {};
-    const int64_t begin = blockIdx.y * rows_per_block;
-    const int64_t end = begin + rows_per_block < rows ? begin + rows_per_block : rows;
-    int64_t row = columns.any() ? begin + threadIdx.y : end;
-    for (; row < end; row += int64_t(blockDim.y) * kRowsInFlight) {
+    const int64_t col = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * size;
+    const bool any = col < cols;
+    Number sums[size] = {};
+    const int64_t end = any ? blocks.End() : 0;
+    for (int64_t row = blocks.Begin(); row < end; row += kRowsInFlight * blockDim.y) {
       // What is not read is zeros, and so is what comes of it: no derivative is infinite at 0.
-      Vector<Storage> dys[kRowsInFlight] = {}, saveds[kRowsInFlight] = {};
+      Values dys[kRowsInFlight] = {}, saveds[kRowsInFlight] = {};
 #pragma unroll
       for (int u = 0; u < kRowsInFlight; ++u) {
         const int64_t r = row + u * int64_t(blockDim.y);
         if (r >= end || (active != nullptr && !active[r])) continue;
-        const int64_t place = places != nullptr ? places[r] * place_scale : r * row_stride;
-        dys[u] = columns.Read(dy + place);
-        if constexpr (activation != Activation::kLinear) saveds[u] = columns.Read(saved + place);
+        const int64_t place = (places != nullptr ? places[r] * place_scale : r * row_stride) + col;
+        dys[u] = Read<Storage, size>(dy + place);
+        if constexpr (activation != Activation::kLinear) {
+          saveds[u] = Read<Storage, size>(saved + place);
+        }
       }
 #pragma unroll
       for (int u = 0; u < kRowsInFlight; ++u) {
         const int64_t r = row + u * int64_t(blockDim.y);
         if (r >= end) break;
-        const Accumulator weight = weights != nullptr ? Accumulator(weights[r]) : Accumulator(1);
-        Vector<Storage> results;
-#pragma unroll
-        for (int i = 0; i < kSize; ++i) {
-          Accumulator value = Load(dys[u].values[i]) * weight;
-          if constexpr (activation != Activation::kLinear) {
-            value *= Function::Derivative(Load(saveds[u].values[i]));
-          }
-          sums[i] += value;
-          Store(value, &results.values[i]);
+        Number values[size];
+        Load(dys[u], values);
+        if (weights != nullptr) {
+          const auto weight = Number(weights[r]);
+          for (Number& value : values) value *= weight;
         }
-        if (dz != nullptr) columns.Write(results, dz + r * cols);
+        if constexpr (activation != Activation::kLinear) {
+          Number at[size];
+          Load(saveds[u], at);
+          for (int i = 0; i < size; ++i) values[i] *= Function::Derivative(at[i]);
+        }
+        for (int i = 0; i < size; ++i) sums[i] += values[i];
+        if (dz == nullptr) continue;
+        Values results;
+        Store(values, &results);
+        Write(results, dz + r * cols + col);
       }
     }
     if (partial == nullptr) return;
 
     // A tree over the block's threads below each other.
-    __shared__ Accumulator shared[kThreads][kSize];
+    __shared__ Number shared[size][kThreads];
     const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-    for (int i = 0; i < kSize; ++i) shared[thread][i] = sums[i];
+    for (int i = 0; i < size; ++i) shared[i][thread] = sums[i];
     for (int half = blockDim.y / 2; half > 0; half /= 2) {
       __syncthreads();
       if (threadIdx.y < half) {
-        for (int i = 0; i < kSize; ++i) {
-          shared[thread][i] += shared[thread + half * blockDim.x][i];
-        }
+        for (int i = 0; i < size; ++i) shared[i][thread] += shared[i][thread + half * blockDim.x];
       }
     }
-    if (threadIdx.y != 0 || !columns.any()) return;
-    for (int i = 0; i < kSize; ++i) {
-      if (columns.Has(i)) partial[blockIdx.y * cols + columns.At(i)] = shared[thread][i];
-    }
+    if (threadIdx.y != 0 || !any) return;
+    for (int i = 0; i < size; ++i) partial[blockIdx.y * cols + col + i] = shared[i][thread];
   }
 };
 
 // dbias[j] = scale sum_i partial[i, j], for the columns of a region, in double.
 template <typename Storage>
 struct SumPartialsKernel {
-  using Accumulator = typename Math<Storage>::Number;
+  using Number = typename Math<Storage>::Number;
+  static constexpr int kResidentBlocks = 1;
 
-  const Accumulator* partial;
+  const Number* partial;
   Storage* dbias;
   int64_t blocks;
   int64_t cols;       // of partial
@@ -122,29 +123,27 @@ struct SumPartialsKernel {
       if (threadIdx.y < half) shared[thread] += shared[thread + half * blockDim.x];
     }
     if (threadIdx.y == 0 && index < count) {
-      Store(Accumulator(shared[thread] * scale), &dbias[col]);
+      Store(Number(shared[thread] * scale), &dbias[col]);
     }
   }
 };
 
-// How many rows a block of the pass sums. Many blocks keep the device busy, few leave few sums to
+// How many rows a thread of the pass sums. Many blocks keep the device busy, few leave few sums to
 // be added at the end. It depends on the shape alone, and so do the results.
-int64_t RowsPerBlock(int64_t rows, dim3 block, int64_t blocks_along_row) {
+int64_t RowsPerThread(int64_t rows, dim3 block, int64_t blocks_along_row) {
   constexpr int64_t kEnoughBlocks = 1024;
   constexpr int64_t kMostRowsPerThread = 16;
   constexpr int64_t kMostSums = 1024;
   const int64_t rows_of_threads = CeilDiv(rows, block.y);
   const int64_t per_thread = std::clamp<int64_t>(rows_of_threads * blocks_along_row / kEnoughBlocks,
                                                  1, kMostRowsPerThread);
-  return std::max(per_thread, CeilDiv(rows_of_threads, kMostSums)) * block.y;
+  return std::max(per_thread, CeilDiv(rows_of_threads, kMostSums));
 }
 
-template <typename Storage, Activation activation>
+template <typename Storage, int size, Activation activation>
 Status EnqueueTyped(const DyPass& pass, int parts, Device& device) {
-  using Accumulator = typename Math<Storage>::Number;
-  constexpr int kSize = Vector<Storage>::kSize;
-  DyPassKernel<Storage, activation> kernel{};
-  kernel.rows = pass.rows;
+  using Number = typename Math<Storage>::Number;
+  DyPassKernel<Storage, size, activation> kernel{};
   kernel.cols = pass.cols * parts;
   kernel.row_stride = pass.row_stride * parts;
   kernel.place_scale = parts;
@@ -154,16 +153,13 @@ Status EnqueueTyped(const DyPass& pass, int parts, Device& device) {
   kernel.active = pass.active;
   kernel.weights = pass.weights;
   kernel.dz = static_cast<Storage*>(pass.dz);
-  kernel.aligned = kernel.cols % kSize == 0 && kernel.row_stride % kSize == 0 &&
-                   IsAligned(pass.dy) && IsAligned(pass.saved) && IsAligned(pass.dz);
-  const int64_t width = CeilDiv(kernel.cols, kSize);
-  const dim3 block = BlockOver(width);
-  const int64_t blocks_along_row = CeilDiv(width, block.x);
-  kernel.rows_per_block = RowsPerBlock(pass.rows, block, blocks_along_row);
-  const dim3 grid(blocks_along_row, CeilDiv(pass.rows, kernel.rows_per_block));
+  const dim3 block = BlockOver(CeilDiv(kernel.cols, size));
+  const int64_t blocks_along_row = CeilDiv(kernel.cols, int64_t(size) * block.x);
+  kernel.blocks = RowBlocks(pass.rows, block, RowsPerThread(pass.rows, block, blocks_along_row));
+  const dim3 grid(blocks_along_row, kernel.blocks.count());
   if (pass.dbias != nullptr) {
-    const size_t bytes = grid.y * kernel.cols * sizeof(Accumulator);
-    kernel.partial = static_cast<Accumulator*>(device.Scratch(bytes));
+    const size_t bytes = grid.y * kernel.cols * sizeof(Number);
+    kernel.partial = static_cast<Number*>(device.Scratch(bytes));
     if (kernel.partial == nullptr) return OutOfMemory("the sums of a bias gradient", bytes);
   }
   Status status = Launch("the kernel of the pass over dy", kernel, grid, block, device.stream());
@@ -195,8 +191,13 @@ Status EnqueueTyped(const DyPass& pass, int parts, Device& device) {
 Status Enqueue(const DyPass& pass, Device& device) {
   if (pass.rows == 0 || pass.cols == 0) return Status();
   return VisitReal(pass.dtype, [&](auto storage, int parts) {
+    using Storage = decltype(storage);
+    const int64_t strides = pass.cols * parts | pass.row_stride * parts;
+    const bool aligned = strides % kPerAccess<Storage> == 0 && IsAligned(pass.dy) &&
+                         IsAligned(pass.saved) && IsAligned(pass.dz);
     return VisitActivation(pass.activation, [&](auto activation) {
-      return EnqueueTyped<decltype(storage), activation()>(pass, parts, device);
+      return aligned ? EnqueueTyped<Storage, kPerAccess<Storage>, activation()>(pass, parts, device)
+                     : EnqueueTyped<Storage, 1, activation()>(pass, parts, device);
     });
   });
 }

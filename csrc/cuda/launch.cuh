@@ -11,7 +11,8 @@
 
 namespace stopgrad::cuda {
 
-// A kernel is a struct: its members are the parameters, and `operator()` is what a thread does.
+// A kernel is a struct: its members are the parameters, and `operator()` is what a thread does; of
+// `kResidentBlocks` blocks, or more, a multiprocessor has the registers at a time.
 // All have blocks of this many threads, along a row and over several rows.
 constexpr int kThreads = 256;
 // Of them along a row at most, so that blocks stand over several rows even where those are long.
@@ -35,7 +36,7 @@ inline dim3 BlockOver(int64_t width) {
 #endif
 
 template <typename Kernel>
-__global__ void __launch_bounds__(kThreads) Run(const Kernel kernel) {
+__global__ void __launch_bounds__(kThreads, Kernel::kResidentBlocks) Run(const Kernel kernel) {
   kernel();
 }
 

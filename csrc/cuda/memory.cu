@@ -3,6 +3,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/memory.h"
+#include "cuda/rows.cuh"
 #include "cuda/staging.h"
 
 namespace stopgrad::cuda {
@@ -34,7 +35,10 @@ struct Side {
 
 template <typename Unit, bool conjugates>
 struct CopyKernel {
-  int64_t rows;
+  static constexpr int kResidentBlocks = 4;
+  static constexpr int kRowsPerThread = 4;
+
+  RowBlocks blocks;
   int64_t cols;
   int64_t count;
   Side<Unit> from;
@@ -43,12 +47,21 @@ struct CopyKernel {
   __device__ void operator()() const {
     const int64_t col = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (col >= cols) return;
+    const int64_t end = blocks.End();
     for (int64_t matrix = blockIdx.z; matrix < count; matrix += gridDim.z) {
-      for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < rows;
-           row += int64_t(gridDim.y) * blockDim.y) {
-        Unit unit = *from.At(matrix, row, col);
-        if constexpr (conjugates) unit = Conjugate(unit);
-        *to.At(matrix, row, col) = unit;
+      for (int64_t row = blocks.Begin(); row < end; row += kRowsPerThread * blockDim.y) {
+        Unit units[kRowsPerThread];
+#pragma unroll
+        for (int u = 0; u < kRowsPerThread; ++u) {
+          const int64_t r = row + u * int64_t(blockDim.y);
+          if (r < end) units[u] = *from.At(matrix, r, col);
+        }
+#pragma unroll
+        for (int u = 0; u < kRowsPerThread; ++u) {
+          const int64_t r = row + u * int64_t(blockDim.y);
+          if constexpr (conjugates) units[u] = Conjugate(units[u]);
+          if (r < end) *to.At(matrix, r, col) = units[u];
+        }
       }
     }
   }
@@ -56,16 +69,19 @@ struct CopyKernel {
 
 template <typename Unit>
 struct ZeroRowsKernel {
+  static constexpr int kResidentBlocks = 4;
+  static constexpr int kRowsPerThread = 4;
+
+  RowBlocks blocks;
+  int64_t cols;
   Unit* data;
   const uint8_t* active;
-  int64_t rows;
-  int64_t cols;
 
   __device__ void operator()() const {
     const int64_t col = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (col >= cols) return;
-    for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < rows;
-         row += int64_t(gridDim.y) * blockDim.y) {
+    const int64_t end = blocks.End();
+    for (int64_t row = blocks.Begin(); row < end; row += blockDim.y) {
       if (!active[row]) data[row * cols + col] = Unit{};
     }
   }
@@ -76,6 +92,8 @@ struct ZeroRowsKernel {
 constexpr int kBytesCarried = 3840;
 
 struct CarryKernel {
+  static constexpr int kResidentBlocks = 1;
+
   uint8_t bytes[kBytesCarried];
   uint8_t* to;
   int size;
@@ -86,10 +104,12 @@ struct CarryKernel {
 };
 
 template <typename Kernel>
-Status LaunchOverRows(const char* name, const Kernel& kernel, int64_t count, Device& device) {
+Status LaunchOverRows(const char* name, Kernel kernel, int64_t rows, int64_t count,
+                      Device& device) {
   const dim3 block = BlockOver(kernel.cols);
-  const dim3 grid(CeilDiv(kernel.cols, block.x),
-                  std::min(CeilDiv(kernel.rows, block.y), kMaxGridYZ), std::min(count, kMaxGridYZ));
+  kernel.blocks = RowBlocks(rows, block, Kernel::kRowsPerThread);
+  const dim3 grid(CeilDiv(kernel.cols, block.x), kernel.blocks.count(),
+                  std::min(count, kMaxGridYZ));
   return Launch(name, kernel, grid, block, device.stream());
 }
 
@@ -169,9 +189,11 @@ Status EnqueueZeroRows(void* data, const uint8_t* active, int64_t rows, int64_t 
   if (rows == 0 || row_bytes == 0) return Status();
   return VisitUnit(row_bytes | reinterpret_cast<uintptr_t>(data), [&](auto unit) {
     using Unit = decltype(unit);
-    const ZeroRowsKernel<Unit> kernel{static_cast<Unit*>(data), active, rows,
-                                      row_bytes / int64_t(sizeof(Unit))};
-    return LaunchOverRows("the kernel that zeros rows", kernel, 1, device);
+    ZeroRowsKernel<Unit> kernel{};
+    kernel.cols = row_bytes / static_cast<int64_t>(sizeof(Unit));
+    kernel.data = static_cast<Unit*>(data);
+    kernel.active = active;
+    return LaunchOverRows("the kernel that zeros rows", kernel, rows, 1, device);
   });
 }
 
@@ -214,13 +236,12 @@ Status Enqueue(const Copy& copy, Device& device) {
   const auto enqueue = [&](auto unit, auto conjugate) {
     using Unit = decltype(unit);
     CopyKernel<Unit, conjugate()> kernel{};
-    kernel.rows = rows;
     kernel.cols = cols * bytes / static_cast<int64_t>(sizeof(Unit));
     kernel.count = copy.count;
     Status status = ToDevice(from, rows, cols, device, &kernel.from);
     if (status.ok()) status = ToDevice(to, rows, cols, device, &kernel.to);
     if (!status.ok()) return status;
-    return LaunchOverRows("the kernel that copies a matrix", kernel, copy.count, device);
+    return LaunchOverRows("the kernel that copies a matrix", kernel, rows, copy.count, device);
   };
   if (conjugates) {
     if (copy.dtype == DType::kComplex64) return enqueue(float2(), std::true_type());

@@ -4,16 +4,43 @@
 // What the kernels over rows of elements have in common. A complex row is a row of twice as many
 // real numbers there, since nothing mixes their parts.
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/dtype.h"
 #include "core/status.h"
+#include "cuda/launch.cuh"
 #include "cuda/storage.cuh"
 
 namespace stopgrad::cuda {
 
-// Rows of which a thread has the loads in flight before it computes the first.
-constexpr int kRowsInFlight = 4;
+// Rows of which a thread of a pass has the loads in flight before it computes the first.
+constexpr int kRowsInFlight = 2;
+
+// Of so many blocks a multiprocessor is to have the registers: while some compute, others load.
+template <typename Storage>
+constexpr int kResidentPasses = sizeof(Storage) == 8 ? 2 : 4;
+
+// Which rows a block works on, neighbours, of which each of its threads below each other takes
+// every `blockDim.y`-th.
+struct RowBlocks {
+  int64_t rows;
+  int64_t rows_per_block;
+
+  RowBlocks() = default;
+  // Blocks whose threads have `rows_per_thread` rows, or more where there would be too many blocks.
+  RowBlocks(int64_t rows, dim3 block, int64_t rows_per_thread)
+      : rows(rows),
+        rows_per_block(block.y *
+                       std::max(rows_per_thread, CeilDiv(CeilDiv(rows, block.y), kMaxGridYZ))) {}
+  int64_t count() const { return CeilDiv(rows, rows_per_block); }
+
+  __device__ int64_t Begin() const { return blockIdx.y * rows_per_block + threadIdx.y; }
+  __device__ int64_t End() const {
+    const int64_t end = (blockIdx.y + int64_t(1)) * rows_per_block;
+    return end < rows ? end : rows;
+  }
+};
 
 inline bool IsAligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % kBytesPerAccess == 0;

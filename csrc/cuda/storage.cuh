@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstring>
+
 #include "core/float16.h"
 
 namespace stopgrad::cuda {
@@ -25,55 +27,52 @@ __device__ inline void Store(float value, BFloat16* result) {
   result->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
-// What one access of a thread moves.
+// What one access of a thread moves, where rows are aligned for it.
 constexpr int kBytesPerAccess = 16;
-
 template <typename Storage>
-struct alignas(kBytesPerAccess) Vector {
-  static constexpr int kSize = kBytesPerAccess / sizeof(Storage);
-  Storage values[kSize];
+constexpr int kPerAccess = kBytesPerAccess / static_cast<int>(sizeof(Storage));
+
+template <typename Storage, int size>
+struct alignas(size * sizeof(Storage)) Vector {
+  Storage values[size];
 };
 
-// The columns of a row that a thread works on: neighbours, which it moves in one access, or where
-// rows are not aligned for that, as many with those of the other threads in between.
-template <typename Storage>
-struct ThreadColumns {
-  static constexpr int kSize = Vector<Storage>::kSize;
+template <typename Storage, int size>
+__device__ Vector<Storage, size> Read(const Storage* from) {
+  return *reinterpret_cast<const Vector<Storage, size>*>(from);
+}
+template <typename Storage, int size>
+__device__ void Write(const Vector<Storage, size>& values, Storage* to) {
+  *reinterpret_cast<Vector<Storage, size>*>(to) = values;
+}
 
-  bool aligned;
-  int64_t first;
-  int64_t cols;
-
-  __device__ ThreadColumns(int64_t cols, bool aligned)
-      : aligned(aligned),
-        first(int64_t(blockIdx.x) * blockDim.x * kSize + threadIdx.x * (aligned ? kSize : 1)),
-        cols(cols) {}
-
-  // Aligned columns are all inside if the first one is.
-  __device__ bool any() const { return first < cols; }
-  __device__ int64_t At(int i) const { return first + i * (aligned ? 1 : int64_t(blockDim.x)); }
-  __device__ bool Has(int i) const { return At(i) < cols; }
-
-  __device__ Vector<Storage> Read(const Storage* row) const {
-    if (aligned) return *reinterpret_cast<const Vector<Storage>*>(row + first);
-    Vector<Storage> values{};
+template <typename Storage, int size, typename Number>
+__device__ void Load(const Vector<Storage, size>& vector, Number (&numbers)[size]) {
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      if (Has(i)) values.values[i] = row[At(i)];
-    }
-    return values;
-  }
-  __device__ void Write(const Vector<Storage>& values, Storage* row) const {
-    if (aligned) {
-      *reinterpret_cast<Vector<Storage>*>(row + first) = values;
-      return;
-    }
+  for (int i = 0; i < size; ++i) numbers[i] = Load(vector.values[i]);
+}
+
+// Two numbers of 16 bits are one conversion.
+__device__ inline __half2 Pair(float first, float second, Half) {
+  return __floats2half2_rn(first, second);
+}
+__device__ inline __nv_bfloat162 Pair(float first, float second, BFloat16) {
+  return __floats2bfloat162_rn(first, second);
+}
+
+template <typename Storage, int size, typename Number>
+__device__ void Store(const Number (&numbers)[size], Vector<Storage, size>* vector) {
+  if constexpr (sizeof(Storage) == 2 && size % 2 == 0) {
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      if (Has(i)) row[At(i)] = values.values[i];
+    for (int i = 0; i < size; i += 2) {
+      const auto pair = Pair(numbers[i], numbers[i + 1], Storage());
+      std::memcpy(&vector->values[i], &pair, sizeof pair);
     }
+  } else {
+#pragma unroll
+    for (int i = 0; i < size; ++i) Store(numbers[i], &vector->values[i]);
   }
-};
+}
 
 }  // namespace stopgrad::cuda
 

@@ -148,25 +148,25 @@ print(module.info()["cublas_lt_missing"])
     return run.stdout
 
 
+@pytest.mark.usefixtures("emulated")
 def test_library_that_is_not_there_is_named() -> None:
-    emulated_gpu.load()
     product, info = run_with_library("/nowhere/libcublasLt.so.13").splitlines()
     assert "STOPGRAD_CUBLASLT names a library that cannot be opened" in product
     assert "/nowhere/libcublasLt.so.13" in product
     assert product.startswith(info)
 
 
+@pytest.mark.usefixtures("emulated")
 def test_library_that_is_another_one_is_named() -> None:
-    emulated_gpu.load()
     other = ctypes.util.find_library("z") or "libdl.so.2"
     product, _ = run_with_library(other).splitlines()
     assert "is no cublasLt 12 or 13: it has no cublasLtCreate" in product
 
 
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(("major", "runs"), [(7, False), (8, True), (9, True), (12, True)])
 def test_device_that_the_kernels_were_not_built_for_is_named(major: int, runs: bool) -> None:
     """Built for 8.0 and 9.0, and PTX of 9.0; in a process of its own, as devices are asked once."""
-    emulated_gpu.load()
     code = f"""
 import sys
 sys.path[:0] = {sys.path!r}

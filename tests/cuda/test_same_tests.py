@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import emulated_gpu
 import pytest
 
 KERNELS = Path(__file__).parents[1] / "kernels"
@@ -17,9 +16,9 @@ OPTIONS = ["-q", "-p", "no:cacheprovider", "--device", "emulated"]
 SMALL = "not border and not depend_on_threads and not accuracy"
 
 
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("file", ["test_activations.py", "test_control.py", "test_products.py"])
 def test_cuda_kernels_pass_the_tests_of_the_cpu(file: str) -> None:
-    emulated_gpu.load()
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *OPTIONS, "-k", SMALL, str(KERNELS / file)],
         cwd=KERNELS.parents[1],

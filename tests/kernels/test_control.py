@@ -191,40 +191,6 @@ def test_lists_across_a_border(
 
 
 @every_dtype
-@pytest.mark.parametrize("needed", [("a",), ("b",), ("a", "b", "bias")], ids=str)
-def test_result_does_not_depend_on_threads(
-    rng: np.random.Generator, dtype: str, needed: tuple[str, ...]
-) -> None:
-    activation = "gelu" if dtype in FLOATING else "linear"
-    for a, b in [*BORDERS.values(), ((9, 70, 41), (9, 41, 65))]:
-        problem = reference.random_problem(rng, a, b, dtype, activation=activation)
-        z, dy = (reference.random_array(rng, (*a[:-1], b[-1]), dtype) for _ in range(2))
-        regions = {
-            "a_rows": np.flatnonzero(rng.random(a[-2]) < 0.9),
-            "b_columns": np.flatnonzero(rng.random(b[-1]) < 0.3),
-        }
-        rows = rng.random(a[:-1]) < 0.6
-        results = [
-            _kernels.matmul_gradient(
-                dy,
-                problem.a,
-                problem.b,
-                z,
-                needed=needed,
-                activation=activation,
-                rows=rows,
-                regions=regions,
-                threads=threads,
-                poison=True,
-            )
-            for threads in (1, 2, 5)
-        ]
-        for name in needed:
-            one, *others = (result[name].tobytes() for result in results)
-            assert others == [one, one], name
-
-
-@every_dtype
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("selection", [(3, 9, 1), (0, None, 4), np.array([0, 5, 6, 11])], ids=str)
 def test_compact_result_is_the_region_alone(

@@ -18,6 +18,16 @@ every_dtype = pytest.mark.parametrize("dtype", (*FLOATING, *COMPLEX, *INTEGERS),
 
 # Large enough to be split, and not into equal parts.
 SPLIT = [((257, 131), (131, 97)), ((67, 131), (131, 401)), ((5, 61, 131), (5, 131, 97))]
+# Across the borders of strips and panels, of blocks of rows and columns, of slices of rows, of ranges
+# of panels; and a batch.
+BORDERS = [
+    ((129, 65), (65, 97)),
+    ((1100, 43), (43, 33)),
+    ((4001, 30), (30, 20)),
+    ((43, 33), (33, 901)),
+    ((700, 290), (290, 300)),
+    ((9, 70, 41), (9, 41, 65)),
+]
 
 
 @every_dtype
@@ -54,6 +64,40 @@ def test_split_gradients_are_right(rng: np.random.Generator, dtype: str, threads
         exact = reference.gradients(problem, dy)
         for name, result in results.items():
             reference.assert_close(result, exact[name], dtype, what=name)
+
+
+@pytest.mark.parametrize("dtype", (*FLOATING, *COMPLEX), indirect=True)
+@pytest.mark.parametrize("needed", [("a",), ("b",), ("a", "b", "bias")], ids=str)
+def test_gradients_do_not_depend_on_threads(
+    rng: np.random.Generator, dtype: str, needed: tuple[str, ...]
+) -> None:
+    activation = "gelu" if dtype in FLOATING else "linear"
+    for a, b in BORDERS:
+        problem = reference.random_problem(rng, a, b, dtype, activation=activation)
+        z, dy = (reference.random_array(rng, (*a[:-1], b[-1]), dtype) for _ in range(2))
+        regions = {
+            "a_rows": np.flatnonzero(rng.random(a[-2]) < 0.9),
+            "b_columns": np.flatnonzero(rng.random(b[-1]) < 0.3),
+        }
+        rows = rng.random(a[:-1]) < 0.6
+        results = [
+            _kernels.matmul_gradient(
+                dy,
+                problem.a,
+                problem.b,
+                z,
+                needed=needed,
+                activation=activation,
+                rows=rows,
+                regions=regions,
+                threads=threads,
+                poison=True,
+            )
+            for threads in (1, 2, 5)
+        ]
+        for name in needed:
+            one, *others = (result[name].tobytes() for result in results)
+            assert others == [one, one], name
 
 
 @pytest.mark.parametrize("dtype", FLOATING, indirect=True)

@@ -38,11 +38,6 @@ cudaError_t ErrorOfLaunch(dim3 grid, dim3 block);
 inline void __syncthreads() { stopgrad::cuda::emulation::WaitForBlock(); }
 
 inline double normcdf(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
-inline float normcdff(float x) { return static_cast<float>(normcdf(static_cast<double>(x))); }
-
-// As inexact as the device's: the argument is rounded after the multiplication.
-inline float __expf(float x) { return std::exp2(x * 1.44269504f); }
-inline float __fdividef(float x, float y) { return x * (1.0f / y); }
 
 #include "cuda/launch.cuh"
 
