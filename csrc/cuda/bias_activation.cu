@@ -10,6 +10,9 @@ namespace stopgrad::cuda {
 
 namespace {
 
+// Enough for what a block does once, its bias above all, to be a small part.
+constexpr int64_t kRowsPerThread = 8;
+
 template <typename Storage, int size, Activation activation>
 struct BiasActivationKernel {
   using Number = typename Math<Storage>::Number;
@@ -64,7 +67,7 @@ template <typename Storage, int size, Activation activation>
 Status EnqueueTyped(const BiasActivation& work, Device& device) {
   BiasActivationKernel<Storage, size, activation> kernel{};
   const dim3 block = BlockOver(CeilDiv(work.cols, size));
-  kernel.blocks = RowBlocks(work.rows, block, kRowsInFlight);
+  kernel.blocks = RowBlocks(work.rows, block, kRowsPerThread);
   kernel.cols = work.cols;
   kernel.x = static_cast<const Storage*>(work.x);
   kernel.bias = static_cast<const Storage*>(work.bias);

@@ -8,7 +8,6 @@ import sys
 from types import ModuleType
 from typing import Any
 
-import emulated_gpu
 import numpy as np
 import pytest
 from reference import Array

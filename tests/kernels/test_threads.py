@@ -18,8 +18,8 @@ every_dtype = pytest.mark.parametrize("dtype", (*FLOATING, *COMPLEX, *INTEGERS),
 
 # Large enough to be split, and not into equal parts.
 SPLIT = [((257, 131), (131, 97)), ((67, 131), (131, 401)), ((5, 61, 131), (5, 131, 97))]
-# Across the borders of strips and panels, of blocks of rows and columns, of slices of rows, of ranges
-# of panels; and a batch.
+# Across the borders of strips and panels, of blocks of rows and columns, of slices of rows, of
+# ranges of panels; and a batch.
 BORDERS = [
     ((129, 65), (65, 97)),
     ((1100, 43), (43, 33)),
