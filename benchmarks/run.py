@@ -32,6 +32,10 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--suite", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME",
         help=f"which suites: {', '.join(SUITES)}; all unless given",
     )  # fmt: skip
+    parser.add_argument(
+        "--case", nargs="+", default=[""], metavar="TEXT", help="cases whose name has one of these"
+    )
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument(
         "--peers", nargs="*", choices=others, default=others, metavar="NAME",
@@ -69,12 +73,20 @@ def choose_peers(wanted: Sequence[str], device: str) -> tuple[list[str], dict[st
     return here, {name: "not installed" for name in wanted if name not in here}
 
 
-def choose_cases(suites: Sequence[str], device: str, plan: Plan) -> list[Case]:
-    """Return the cases of the suites for a device, without those that are too large for the plan.
+def choose_cases(
+    suites: Sequence[str], device: str, plan: Plan, texts: Sequence[str] = ("",)
+) -> list[Case]:
+    """Return the cases of the suites for a device whose name has one of the texts.
 
-    A group stays whole or goes, because its cases are compared.
+    Those that are too large for the plan are left out, and with them all that they are compared
+    with.
     """
-    cases = [case for name in suites for case in SUITES[name].cases if device in case.devices]
+    cases = [
+        case
+        for name in suites
+        for case in SUITES[name].cases
+        if device in case.devices and any(text in case.name for text in texts)
+    ]
     if plan.most_flops is None:
         return cases
     large = [case for case in cases if case.flops > plan.most_flops]
@@ -97,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return the exit code, which is 1 if a peer failed or computed something else."""
     options = _arguments(arguments)
     plan = (QUICK if options.quick else FULL)[options.device]
-    cases = choose_cases(options.suite, options.device, plan)
+    cases = choose_cases(options.suite, options.device, plan, options.case)
     if not cases:
-        print(f"there are no cases for {options.device} in {', '.join(options.suite)}")
+        print(f"there are no such cases for {options.device} in {', '.join(options.suite)}")
         return 2
     peers, missing = choose_peers(options.peers, options.device)
     machine: dict[str, Any] = machine_description.describe(
@@ -145,7 +157,7 @@ def _measure(
         remarks.append(problem)
         print(problem, flush=True)
 
-    groups = in_groups(cases, MODES)
+    groups = in_groups(cases, options.mode)
     total, results = sum(map(len, groups)), []
     try:
         for group in groups:

@@ -81,6 +81,16 @@ def _leaky_relu(z: tf.Tensor) -> tf.Tensor:
     return tf.nn.leaky_relu(z, 0.2)
 
 
+def _selu(z: tf.Tensor) -> tf.Tensor:
+    # On a GPU, also in float64, tf.nn.selu holds constants that were rounded to float32.
+    if z.dtype == tf.float64:
+        scale, alpha = 1.0507009873554804934, 1.6732632423543772848
+        # Where z is large, e^z would overflow, and its gradient with it.
+        below = _times(scale * alpha, tf.math.expm1(tf.math.minimum(z, 0)))
+        return tf.where(z < 0, below, _times(scale, z))
+    return tf.nn.selu(z)
+
+
 # Each of these has a form in TFLite's builtin operations. tf.nn's functions are not taken where
 # they hold constants that were rounded to float32 (gelu), have a gradient of Python that a
 # SavedModel need not carry (silu), or are converted to what overflows (softplus).
@@ -90,7 +100,7 @@ _ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "relu6": tf.nn.relu6,
     "leaky_relu": _leaky_relu,
     "elu": tf.nn.elu,
-    "selu": tf.nn.selu,
+    "selu": _selu,
     "gelu": lambda z: _times(0.5, z) * (1 + tf.math.erf(_times(0.5**0.5, z))),
     "gelu_tanh": lambda z: (
         _times(0.5, z)

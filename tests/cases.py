@@ -9,7 +9,7 @@ import numpy as np
 import reference
 import stock
 import tensorflow as tf
-from modes import GRAPH, Mode
+from modes import COMPILED, GRAPH, Mode
 from reference import ACTIVATIONS, FLOATING, LAYOUTS, Array, Problem
 
 import stopgrad_op as sg
@@ -31,6 +31,9 @@ def written(scale: Any, mode: Mode) -> Any:
     if not isinstance(scale, VariableScale):
         return scale
     dtype = scale.variable.dtype
+    if mode is COMPILED and dtype == tf.int32 and tf.config.list_physical_devices("GPU"):
+        # TensorFlow has such a variable in the host's memory, from where XLA's code cannot read it.
+        return tf.constant(scale.value, dtype)
     if mode is GRAPH:
         return tf.cast(tf.compat.v1.placeholder_with_default(scale.value, ()), dtype)
     return scale.variable

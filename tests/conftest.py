@@ -67,8 +67,13 @@ def device_of_tensorflow(request: pytest.FixtureRequest) -> Iterator[None]:
     if device == "emulated":
         pytest.skip("TensorFlow has no emulated GPU")
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    if device == "gpu" and not has_gpu:
-        pytest.skip("TensorFlow sees no GPU")
+    if device == "gpu":
+        if not has_gpu:
+            pytest.skip("TensorFlow sees no GPU")
+        for marker in request.node.iter_markers("cpu_only"):
+            pytest.skip(marker.args[0])
+        # What TF32 rounds is a test of tests/gpu.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
     with tf.device("/CPU:0") if has_gpu and device == "cpu" else contextlib.nullcontext():
         yield
 

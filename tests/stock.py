@@ -11,15 +11,18 @@ import tensorflow as tf
 from modes import EAGER
 from reference import Array, Problem
 
-# tf.nn's gelu and leaky_relu have constants that were rounded to float32, also in float64; the
-# formulas below are the same without that.
+# tf.nn's gelu and leaky_relu, and on a GPU its selu, have constants that were rounded to float32,
+# also in float64; the formulas below are the same without that.
 _ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "linear": lambda z: z,
     "relu": tf.nn.relu,
     "relu6": tf.nn.relu6,
     "leaky_relu": lambda z: tf.nn.relu(z) + _times(z - tf.nn.relu(z), 0.2),
     "elu": tf.nn.elu,
-    "selu": tf.nn.selu,
+    "selu": lambda z: (
+        _times(tf.nn.relu(z), 1.0507009873554805)
+        + _times(tf.nn.elu(z) - tf.nn.relu(z), 1.7580993408473766)
+    ),
     "gelu": lambda z: z * tf.constant(0.5, z.dtype) * (1 + tf.math.erf(_times(z, 0.5**0.5))),
     "gelu_tanh": lambda z: (
         z

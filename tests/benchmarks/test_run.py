@@ -12,7 +12,7 @@ import pytest
 import run
 import stopgrad_op as sg
 from peers import PEERS
-from runner import QUICK, Plan, Prepared
+from runner import FULL, QUICK, Plan, Prepared
 from workloads import SUITES
 
 
@@ -46,9 +46,16 @@ def test_suites_without_large_cases_keep_groups_whole():
             assert sum(case.group == name for case in cases) in (0, len(whole))
 
 
+def test_cases_are_chosen_by_a_part_of_their_name():
+    cases = run.choose_cases(["mlp", "dense"], "cpu", FULL["cpu"], ["half frozen", "16×64×64"])
+    assert {case.suite for case in cases} == {"mlp", "dense"}
+    assert all("half frozen" in case.name or "16×64×64" in case.name for case in cases)
+    assert len(cases) < len(run.choose_cases(["mlp", "dense"], "cpu", FULL["cpu"]))
+
+
 def test_device_without_cases_is_an_error(capsys):
     assert run.main(["--device", "gpu", "--suite", "blog"]) == 2
-    assert "no cases for gpu" in capsys.readouterr().out
+    assert "no such cases for gpu" in capsys.readouterr().out
 
 
 class DisagreeingWorker:

@@ -112,6 +112,27 @@ def test_blocked_operands_launch_nothing(rng: np.random.Generator) -> None:
     assert sg.kernel_stats()["backward"]["products"] == 0
 
 
+def test_large_products_run_on_the_rows_that_are_left(rng: np.random.Generator) -> None:
+    rows, width = 16384, 2048
+    active = np.zeros(rows, bool)
+    active[rng.permutation(rows)[: rows // 8]] = True
+    x, dy = (tf.constant(rng.standard_normal((rows, width)), tf.bfloat16) for _ in range(2))
+    w = tf.constant(rng.standard_normal((width, width)) / width, tf.bfloat16)
+    with tf.GradientTape() as tape:
+        tape.watch([x, w])
+        y = sg.matmul(x, w, gradient_rows=active)
+    sg.reset_kernel_stats()
+    dx, dw = tape.gradient(y, [x, w], dy)
+    flops = 2 * 2 * (rows // 8) * width * width
+    assert sg.kernel_stats()["backward"] == {"products": 2, "flops": flops}
+    wide_x, wide_dy, wide_w = (t.numpy().astype(np.float32) for t in (x, dy, w))
+    exact = wide_dy[active] @ wide_w.T
+    np.testing.assert_allclose(dx.numpy()[active].astype(np.float32), exact, atol=0.02, rtol=0.02)
+    assert not np.any(dx.numpy()[~active])
+    exact = wide_x[active].T @ wide_dy[active]
+    np.testing.assert_allclose(dw.numpy().astype(np.float32), exact, atol=2, rtol=0.02)
+
+
 def test_memory_is_given_back(rng: np.random.Generator) -> None:
     x = tf.constant(rng.standard_normal((256, 128)), tf.float32)
     w = tf.Variable(rng.standard_normal((128, 128)), dtype=tf.float32)

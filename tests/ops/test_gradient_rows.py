@@ -94,6 +94,7 @@ def test_what_stands_in_a_row_at_zero_does_not_matter(
     check(mode, arrays, dy, rows, activation)
 
 
+@pytest.mark.cpu_only("a GPU gathers rows of large products only; tests/gpu has one")
 @every_kernel_mode
 def test_products_run_on_the_rows_that_are_left(rng: np.random.Generator, mode: Mode) -> None:
     rows = np.zeros(256, bool)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
-from modes import KERNEL_MODES, MODES, Mode, mode_id
+from modes import COMPILED, KERNEL_MODES, MODES, Mode, mode_id
 from reference import COMPLEX, FLOATING
 
 import stopgrad_op as sg
@@ -165,6 +165,8 @@ def test_scale_has_no_gradient(wrap: Any, persistent: bool) -> None:
 def test_scale_of_any_value_in_any_dtype(
     rng: np.random.Generator, mode: Mode, dtype: str, value: float
 ) -> None:
+    if mode is COMPILED and np.isnan(value) and tf.config.list_physical_devices("GPU"):
+        pytest.skip("XLA for GPUs makes NaN times a product an internal error, without us too")
     problem = reference.random_problem(rng, (M, K), (K, N), dtype, bias=True)
 
     def ours(a: Any, b: Any, bias: Any) -> Any:

@@ -171,6 +171,7 @@ def test_model_works_where_the_optimizer_mixes_precisions(
         np.testing.assert_allclose(result, due, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.cpu_only("it is about an option for a CPU")
 def test_optimizer_casts_around_the_op_and_leaves_it(rng: np.random.Generator) -> None:
     """The option for a CPU, which in other than a session no user can set."""
     config = v1.ConfigProto()

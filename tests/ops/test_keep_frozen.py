@@ -238,6 +238,7 @@ def test_constraint_that_was_there_comes_first() -> None:
     np.testing.assert_array_equal(variable.numpy(), due)
 
 
+@pytest.mark.cpu_only("it looks at addresses in the host's memory")
 @of_each_region
 @pytest.mark.parametrize("argument", ["region", "trainable"])
 def test_only_the_frozen_part_is_held(name: str, argument: str) -> None:
@@ -257,6 +258,7 @@ def address(variable: tf.Variable) -> int:
     return int(value.__array_interface__["data"][0])
 
 
+@pytest.mark.cpu_only("it looks at addresses in the host's memory")
 @of_each_region
 @pytest.mark.parametrize("mode", ["eager", "function"])
 def test_restored_variable_is_read_without_a_copy(name: str, mode: str) -> None:

@@ -160,6 +160,7 @@ def buffer_of(variable: tf.Variable) -> int:
     return address
 
 
+@pytest.mark.cpu_only("it looks at addresses in the host's memory")
 @pytest.mark.parametrize(
     ("options", "is_read"),
     [
@@ -185,6 +186,7 @@ def test_variable_is_copied_at_an_assignment_only_if_backward_reads_it(
     assert y is not None
 
 
+@pytest.mark.cpu_only("it looks at addresses in the host's memory")
 def test_data_is_not_differentiated_and_so_its_weights_are_not_copied() -> None:
     w = tf.Variable(tf.ones((K, N)))
     with tf.GradientTape() as tape:

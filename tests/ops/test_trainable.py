@@ -191,7 +191,18 @@ def v1_apply(optimizer: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "v1_adam", "v1_momentum"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "sgd",
+        "adam",
+        "v1_adam",
+        pytest.param(
+            "v1_momentum",
+            marks=pytest.mark.cpu_only("TensorFlow has its ResourceSparseApplyMomentum for CPUs"),
+        ),
+    ],
+)
 @in_both
 def test_optimizer_touches_these_rows_only(wrap: Any, optimizer: str) -> None:
     w = tf.Variable(tf.ones((K, N)))
