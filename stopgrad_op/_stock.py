@@ -85,9 +85,7 @@ def _selu(z: tf.Tensor) -> tf.Tensor:
     # On a GPU, also in float64, tf.nn.selu holds constants that were rounded to float32.
     if z.dtype == tf.float64:
         scale, alpha = 1.0507009873554804934, 1.6732632423543772848
-        # Where z is large, e^z would overflow, and its gradient with it.
-        below = _times(scale * alpha, tf.math.expm1(tf.math.minimum(z, 0)))
-        return tf.where(z < 0, below, _times(scale, z))
+        return tf.where(z < 0, _times(scale * alpha, tf.nn.elu(z)), _times(scale, z))
     return tf.nn.selu(z)
 
 

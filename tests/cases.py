@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import devices
 import numpy as np
 import reference
 import stock
@@ -31,7 +32,7 @@ def written(scale: Any, mode: Mode) -> Any:
     if not isinstance(scale, VariableScale):
         return scale
     dtype = scale.variable.dtype
-    if mode is COMPILED and dtype == tf.int32 and tf.config.list_physical_devices("GPU"):
+    if mode is COMPILED and dtype == tf.int32 and devices.ops_run_on_gpu:
         # TensorFlow has such a variable in the host's memory, from where XLA's code cannot read it.
         return tf.constant(scale.value, dtype)
     if mode is GRAPH:

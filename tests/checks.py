@@ -11,6 +11,15 @@ from reference import Array, Problem
 
 from stopgrad_op import _kernels
 
+# Shapes across the borders of what the CPU's product is divided into.
+BORDERS = {
+    "strips, panels": ((129, 65), (65, 97)),
+    "blocks of rows": ((1100, 43), (43, 33)),
+    "slices of rows": ((4001, 30), (30, 20)),
+    "blocks of columns": ((43, 33), (33, 901)),
+    "ranges of panels": ((700, 290), (290, 300)),
+}
+
 
 def options_of(problem: Problem) -> dict[str, Any]:
     return {

@@ -64,6 +64,7 @@ def device_of_tensorflow(request: pytest.FixtureRequest) -> Iterator[None]:
     import tensorflow as tf
 
     device = request.config.getoption("--device")
+    devices.ops_run_on_gpu = device == "gpu"
     if device == "emulated":
         pytest.skip("TensorFlow has no emulated GPU")
     has_gpu = bool(tf.config.list_physical_devices("GPU"))

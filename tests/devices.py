@@ -18,6 +18,10 @@ from stopgrad_op import _kernels
 DEVICES = ("cpu", "gpu", "emulated")
 
 
+# Whether --device says that TensorFlow's ops run on a GPU.
+ops_run_on_gpu = False
+
+
 def cuda_module(device: str) -> ModuleType:
     """Return `_kernels.cuda` for a GPU or its emulation, or skip the test, saying why."""
     if device == "emulated":

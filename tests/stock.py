@@ -19,9 +19,8 @@ _ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "relu6": tf.nn.relu6,
     "leaky_relu": lambda z: tf.nn.relu(z) + _times(z - tf.nn.relu(z), 0.2),
     "elu": tf.nn.elu,
-    "selu": lambda z: (
-        _times(tf.nn.relu(z), 1.0507009873554805)
-        + _times(tf.nn.elu(z) - tf.nn.relu(z), 1.7580993408473766)
+    "selu": lambda z: tf.where(
+        z < 0, _times(tf.nn.elu(z), 1.7580993408473766), _times(z, 1.0507009873554805)
     ),
     "gelu": lambda z: z * tf.constant(0.5, z.dtype) * (1 + tf.math.erf(_times(z, 0.5**0.5))),
     "gelu_tanh": lambda z: (

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "cuda/activation_functions.cuh"
 #include "cuda/elementwise.h"
 #include "cuda/launch.cuh"
@@ -9,9 +7,6 @@
 namespace stopgrad::cuda {
 
 namespace {
-
-// Enough for what a block does once, its bias above all, to be a small part.
-constexpr int64_t kRowsPerThread = 8;
 
 template <typename Storage, int size, Activation activation>
 struct BiasActivationKernel {
@@ -67,13 +62,15 @@ template <typename Storage, int size, Activation activation>
 Status EnqueueTyped(const BiasActivation& work, Device& device) {
   BiasActivationKernel<Storage, size, activation> kernel{};
   const dim3 block = BlockOver(CeilDiv(work.cols, size));
-  kernel.blocks = RowBlocks(work.rows, block, kRowsPerThread);
+  const int64_t blocks_along_row = CeilDiv(work.cols, int64_t(size) * block.x);
+  kernel.blocks =
+      RowBlocks(work.rows, block, RowsPerThread(work.rows, block, blocks_along_row, /*most=*/8));
   kernel.cols = work.cols;
   kernel.x = static_cast<const Storage*>(work.x);
   kernel.bias = static_cast<const Storage*>(work.bias);
   kernel.z = static_cast<Storage*>(work.z);
   kernel.y = static_cast<Storage*>(work.y);
-  const dim3 grid(CeilDiv(work.cols, int64_t(size) * block.x), kernel.blocks.count());
+  const dim3 grid(blocks_along_row, kernel.blocks.count());
   return Launch("the kernel of bias and activation", kernel, grid, block, device.stream());
 }
 

@@ -128,16 +128,12 @@ struct SumPartialsKernel {
   }
 };
 
-// How many rows a thread of the pass sums. Many blocks keep the device busy, few leave few sums to
-// be added at the end. It depends on the shape alone, and so do the results.
-int64_t RowsPerThread(int64_t rows, dim3 block, int64_t blocks_along_row) {
-  constexpr int64_t kEnoughBlocks = 1024;
-  constexpr int64_t kMostRowsPerThread = 16;
+// How many rows a thread sums. Few would make many sums to be added at the end. It depends on the
+// shape and the alignment alone, and so do the results.
+int64_t RowsToSum(int64_t rows, dim3 block, int64_t blocks_along_row) {
   constexpr int64_t kMostSums = 1024;
-  const int64_t rows_of_threads = CeilDiv(rows, block.y);
-  const int64_t per_thread = std::clamp<int64_t>(rows_of_threads * blocks_along_row / kEnoughBlocks,
-                                                 1, kMostRowsPerThread);
-  return std::max(per_thread, CeilDiv(rows_of_threads, kMostSums));
+  return std::max(RowsPerThread(rows, block, blocks_along_row, /*most=*/16),
+                  CeilDiv(CeilDiv(rows, block.y), kMostSums));
 }
 
 template <typename Storage, int size, Activation activation>
@@ -155,7 +151,7 @@ Status EnqueueTyped(const DyPass& pass, int parts, Device& device) {
   kernel.dz = static_cast<Storage*>(pass.dz);
   const dim3 block = BlockOver(CeilDiv(kernel.cols, size));
   const int64_t blocks_along_row = CeilDiv(kernel.cols, int64_t(size) * block.x);
-  kernel.blocks = RowBlocks(pass.rows, block, RowsPerThread(pass.rows, block, blocks_along_row));
+  kernel.blocks = RowBlocks(pass.rows, block, RowsToSum(pass.rows, block, blocks_along_row));
   const dim3 grid(blocks_along_row, kernel.blocks.count());
   if (pass.dbias != nullptr) {
     const size_t bytes = grid.y * kernel.cols * sizeof(Number);

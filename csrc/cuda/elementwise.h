@@ -27,7 +27,7 @@ STOPGRAD_EXPORT Status Enqueue(const BiasActivation& work, Device& device);
 
 // dz = w dy f'(saved),  dbias = scale sum_i dz[i], in one pass over the rows of dy, which lie
 // `row_stride` apart; dz is dense. dz and dbias may be null. The arrays are in device memory. A sum
-// is taken in an order that depends on the shape alone.
+// is taken in an order that depends on the shape and the arrays' alignment alone.
 struct DyPass {
   DType dtype;
   Activation activation;

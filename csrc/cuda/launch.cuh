@@ -3,7 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
 
 #include "core/status.h"
@@ -11,8 +10,8 @@
 
 namespace stopgrad::cuda {
 
-// A kernel is a struct: its members are the parameters, and `operator()` is what a thread does; of
-// `kResidentBlocks` blocks, or more, a multiprocessor has the registers at a time.
+// A kernel is a struct: its members are the parameters, and `operator()` is what a thread does.
+// `kResidentBlocks` says how many blocks must fit on a multiprocessor, which limits the registers.
 // All have blocks of this many threads, along a row and over several rows.
 constexpr int kThreads = 256;
 // Of them along a row at most, so that blocks stand over several rows even where those are long.

@@ -33,10 +33,12 @@ struct Side {
   }
 };
 
+// Rows of a thread, all of which it has in flight where it copies.
+constexpr int kRowsPerThread = 4;
+
 template <typename Unit, bool conjugates>
 struct CopyKernel {
   static constexpr int kResidentBlocks = 4;
-  static constexpr int kRowsPerThread = 4;
 
   RowBlocks blocks;
   int64_t cols;
@@ -59,8 +61,9 @@ struct CopyKernel {
 #pragma unroll
         for (int u = 0; u < kRowsPerThread; ++u) {
           const int64_t r = row + u * int64_t(blockDim.y);
+          if (r >= end) break;
           if constexpr (conjugates) units[u] = Conjugate(units[u]);
-          if (r < end) *to.At(matrix, r, col) = units[u];
+          *to.At(matrix, r, col) = units[u];
         }
       }
     }
@@ -70,7 +73,6 @@ struct CopyKernel {
 template <typename Unit>
 struct ZeroRowsKernel {
   static constexpr int kResidentBlocks = 4;
-  static constexpr int kRowsPerThread = 4;
 
   RowBlocks blocks;
   int64_t cols;
@@ -107,7 +109,7 @@ template <typename Kernel>
 Status LaunchOverRows(const char* name, Kernel kernel, int64_t rows, int64_t count,
                       Device& device) {
   const dim3 block = BlockOver(kernel.cols);
-  kernel.blocks = RowBlocks(rows, block, Kernel::kRowsPerThread);
+  kernel.blocks = RowBlocks(rows, block, kRowsPerThread);
   const dim3 grid(CeilDiv(kernel.cols, block.x), kernel.blocks.count(),
                   std::min(count, kMaxGridYZ));
   return Launch(name, kernel, grid, block, device.stream());

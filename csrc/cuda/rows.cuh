@@ -17,7 +17,7 @@ namespace stopgrad::cuda {
 // Rows of which a thread of a pass has the loads in flight before it computes the first.
 constexpr int kRowsInFlight = 2;
 
-// Of so many blocks a multiprocessor is to have the registers: while some compute, others load.
+// How many blocks of a pass must fit on a multiprocessor: while some compute, others load.
 template <typename Storage>
 constexpr int kResidentPasses = sizeof(Storage) == 8 ? 2 : 4;
 
@@ -41,6 +41,14 @@ struct RowBlocks {
     return end < rows ? end : rows;
   }
 };
+
+// How many rows to give to a thread: many make what a block does once a small part, and few make
+// enough blocks to keep the device busy.
+inline int64_t RowsPerThread(int64_t rows, dim3 block, int64_t blocks_along_row, int64_t most) {
+  constexpr int64_t kEnoughBlocks = 1024;
+  const int64_t rows_of_threads = CeilDiv(rows, block.y);
+  return std::clamp<int64_t>(rows_of_threads * blocks_along_row / kEnoughBlocks, 1, most);
+}
 
 inline bool IsAligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % kBytesPerAccess == 0;

@@ -133,10 +133,10 @@ def test_arrays_at_any_address(
 
 @pytest.mark.parametrize("activation", ["linear", "relu", "gelu_tanh"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"], indirect=True)
-def test_nan_stays_nan_in_the_epilogue_of_cublas_lt(
+def test_nan_stays_nan_behind_a_product(
     cuda: ModuleType, rng: np.random.Generator, dtype: str, activation: str
 ) -> None:
-    """Without timing, an epilogue that cublasLt has is its own."""
+    """Without timing, an epilogue that cublasLt does right is its own."""
     problem = reference.random_problem(rng, (24, 16), (16, 32), dtype, bias=True)
     assert problem.bias is not None
     problem.a[3] = np.nan

@@ -13,7 +13,7 @@ KERNELS = Path(__file__).parents[1] / "kernels"
 OPTIONS = ["-q", "-p", "no:cacheprovider", "--device", "emulated"]
 # Without the sizes that cross borders of the CPU's blocking, which take long where each thread of
 # the GPU is a context of its own.
-SMALL = "not border and not depend_on_threads and not accuracy"
+SMALL = "not border"
 
 
 @pytest.mark.usefixtures("emulated")

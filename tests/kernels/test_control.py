@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
-from checks import gradients_of
+from checks import BORDERS, gradients_of
 from reference import COMPLEX, FLOATING, LAYOUTS, Array, Problem
 
 from stopgrad_op import _kernels
@@ -157,13 +157,6 @@ def test_rows_and_regions_combined(rng: np.random.Generator, dtype: str, case: i
 
 
 # Larger than the pieces that products are computed in; see test_blocking.py.
-BORDERS = {
-    "strips, panels": ((129, 65), (65, 97)),
-    "blocks of rows": ((1100, 43), (43, 33)),
-    "slices of rows": ((4001, 30), (30, 20)),
-    "blocks of columns": ((43, 33), (33, 901)),
-    "ranges of panels": ((700, 290), (290, 300)),
-}
 
 
 @every_dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -307,53 +308,51 @@ def test_eager_op_returns_what_is_asked_for() -> None:
         np.testing.assert_array_equal(y, np.full((5, 3), 7.0))
 
 
-def bad_eager() -> list[tuple[list[Any], dict[str, Any]]]:
-    """Return operands and options; made where the test that asks runs."""
-    return [
-        ([ones(5, 7)], {}),
-        ([ones(5, 7), ones(7, 3), ones(3), ones(3)], {}),
-        ([ones(5, 7), ones(6, 3)], {}),
-        ([ones(7), ones(7, 3)], {}),
-        ([ones(5, 7), ones(7, 3), ones(2)], {}),
-        ([ones(5, 7), ones(7, 3, dtype=tf.float64)], {}),
-        ([ones(5, 7), ones(7, 3)], {"results": (tf.float64,)}),
-        ([ones(5, 7), ones(7, 3)], {"results": ()}),
-        ([ones(5, 7), ones(7, 3)], {"results": (tf.float32, tf.float64)}),
-        ([ones(5, 7), ones(7, 3)], {"results": three}),
-        ([ones(5, 7), ones(7, 3)], {"layout_a": "transpose"}),
-        ([ones(5, 7), ones(7, 3)], {"activation": "rleu"}),
-        ([ones(5, 7, dtype=tf.int8), ones(7, 3, dtype=tf.int8)], {"results": (tf.int8,)}),
-        ([ones(5, 7, dtype=tf.bool), ones(7, 3, dtype=tf.bool)], {"results": (tf.bool,)}),
-        (
-            [ones(5, 7, dtype=tf.int32), ones(7, 3, dtype=tf.int32)],
-            {"results": (tf.int32,), "activation": "relu"},
-        ),
-        ([ones(5, 7), handle(6, 3)], {}),
-        ([handle(7), handle(7, 3)], {}),
-        ([ones(5, 7), handle(7, 3, dtype=tf.float64)], {}),
-        ([handle(5, 7, dtype=tf.float64), handle(7, 3, dtype=tf.float64)], {"results": two}),
-        ([handle(5, 7), handle(7, 3)], {"results": two}),
-        ([ones(5, 7), handle(7, 3)], {"results": (tf.float32,) * 4}),
-        ([ones(5, 7), tf.stack([handle(7, 3)] * 2)], {}),
-        ([ones(5, 7), tf.stack([handle(7, 3)] * 2)[:0]], {}),
-        # No variables: one that does not exist, and another resource.
-        (
-            [ones(5, 7), tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=(7, 3), shared_name="no")],
-            {},
-        ),
-        ([ones(5, 7), tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)], {}),
-    ]
+def two_handles() -> tf.Tensor:
+    with tf.device("/CPU:0"):  # where alone they can be stacked
+        return tf.stack([handle(7, 3)] * 2)
 
 
-with tf.device("/CPU:0"):
-    NUM_BAD_EAGER = len(bad_eager())
+BAD_EAGER: list[Callable[[], tuple[list[Any], dict[str, Any]]]] = [
+    lambda: ([ones(5, 7)], {}),
+    lambda: ([ones(5, 7), ones(7, 3), ones(3), ones(3)], {}),
+    lambda: ([ones(5, 7), ones(6, 3)], {}),
+    lambda: ([ones(7), ones(7, 3)], {}),
+    lambda: ([ones(5, 7), ones(7, 3), ones(2)], {}),
+    lambda: ([ones(5, 7), ones(7, 3, dtype=tf.float64)], {}),
+    lambda: ([ones(5, 7), ones(7, 3)], {"results": (tf.float64,)}),
+    lambda: ([ones(5, 7), ones(7, 3)], {"results": ()}),
+    lambda: ([ones(5, 7), ones(7, 3)], {"results": (tf.float32, tf.float64)}),
+    lambda: ([ones(5, 7), ones(7, 3)], {"results": three}),
+    lambda: ([ones(5, 7), ones(7, 3)], {"layout_a": "transpose"}),
+    lambda: ([ones(5, 7), ones(7, 3)], {"activation": "rleu"}),
+    lambda: ([ones(5, 7, dtype=tf.int8), ones(7, 3, dtype=tf.int8)], {"results": (tf.int8,)}),
+    lambda: ([ones(5, 7, dtype=tf.bool), ones(7, 3, dtype=tf.bool)], {"results": (tf.bool,)}),
+    lambda: (
+        [ones(5, 7, dtype=tf.int32), ones(7, 3, dtype=tf.int32)],
+        {"results": (tf.int32,), "activation": "relu"},
+    ),
+    lambda: ([ones(5, 7), handle(6, 3)], {}),
+    lambda: ([handle(7), handle(7, 3)], {}),
+    lambda: ([ones(5, 7), handle(7, 3, dtype=tf.float64)], {}),
+    lambda: ([handle(5, 7, dtype=tf.float64), handle(7, 3, dtype=tf.float64)], {"results": two}),
+    lambda: ([handle(5, 7), handle(7, 3)], {"results": two}),
+    lambda: ([ones(5, 7), handle(7, 3)], {"results": (tf.float32,) * 4}),
+    lambda: ([ones(5, 7), two_handles()], {}),
+    lambda: ([ones(5, 7), two_handles()[:0]], {}),
+    # No variables: one that does not exist, and another resource.
+    lambda: (
+        [ones(5, 7), tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=(7, 3), shared_name="no")],
+        {},
+    ),
+    lambda: ([ones(5, 7), tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)], {}),
+]
 
 
-@pytest.mark.parametrize("index", range(NUM_BAD_EAGER))
+@pytest.mark.parametrize("index", range(len(BAD_EAGER)))
 @in_both
 def test_eager_op_rejects(wrap: Any, index: int) -> None:
-    with tf.device("/CPU:0"):  # where alone resources can be stacked
-        operands, options = bad_eager()[index]
+    operands, options = BAD_EAGER[index]()
     operands = [getattr(x, "resource_handle", x) for x in operands]
     with pytest.raises((*Rejected, tf.errors.FailedPreconditionError, tf.errors.NotFoundError)):
         wrap(lambda: eager(*operands, **options))()

@@ -352,7 +352,6 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
         if (old != Number(0)) value += old * Load(d.type, c_data, place);
         if (op.epilogue & CUBLASLT_EPILOGUE_BIAS) value += Load(d.type, bias, i);
         if (op.epilogue & 128) Store(d.type, value, aux, matrix * aux_stride + i + j * aux_ld);
-        if (op.epilogue & CUBLASLT_EPILOGUE_RELU) value = value.real() < 0 ? 0 : value.real();
         if (op.epilogue & CUBLASLT_EPILOGUE_GELU) value = Gelu(value.real());
         Store(d.type, value, d_data, place);
       }
