@@ -17,6 +17,7 @@ namespace {
 constexpr int kMostTimedSizes = 16;
 // When there are more choices, all are forgotten.
 constexpr size_t kMostChoices = 4096;
+
 // The ways in one number, 16 bits each.
 int64_t NumberOf(const std::vector<MatmulWay>& ways) {
   int64_t number = 0;

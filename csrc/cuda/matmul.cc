@@ -23,6 +23,7 @@ namespace {
 // A candidate is run for this long, in one go, so that the clock does not see the host's part; one
 // that takes longer anyway, once.
 constexpr double kMillisecondsPerCandidate = 0.2;
+
 // The types of a dtype's matrices, sums and alpha.
 struct Types {
   cudaDataType_t matrix;

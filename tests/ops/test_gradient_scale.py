@@ -166,8 +166,8 @@ def test_scale_has_no_gradient(wrap: Any, persistent: bool) -> None:
 def test_scale_of_any_value_in_any_dtype(
     rng: np.random.Generator, mode: Mode, dtype: str, value: float
 ) -> None:
-    if mode is COMPILED and np.isnan(value) and devices.ops_run_on_gpu:
-        pytest.skip("XLA for GPUs makes NaN times a product an internal error, without us too")
+    if devices.ops_run_on_gpu and mode is COMPILED and dtype == "float64" and np.isnan(value):
+        pytest.skip("XLA for GPUs ends in an internal error: NaN is no alpha for its product")
     problem = reference.random_problem(rng, (M, K), (K, N), dtype, bias=True)
 
     def ours(a: Any, b: Any, bias: Any) -> Any:
