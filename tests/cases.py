@@ -34,7 +34,7 @@ def written(scale: Any, mode: Mode) -> Any:
     dtype = scale.variable.dtype
     if mode is COMPILED and dtype == tf.int32 and devices.ops_run_on_gpu:
         # TensorFlow has such a variable in the host's memory, from where XLA's code cannot read it.
-        return tf.constant(scale.value, dtype)
+        return tf.constant(int(scale.value), dtype)
     if mode is GRAPH:
         return tf.cast(tf.compat.v1.placeholder_with_default(scale.value, ()), dtype)
     return scale.variable

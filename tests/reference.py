@@ -283,17 +283,21 @@ def allowed_error(exact: Exact, dtype: str, stock_error: float | None = None) ->
     """Return how far a result in that dtype may be from the exact one.
 
     Twice the error of the stock computation in the same precision on the same inputs, plus one unit
-    in the last place of the largest result. Where there is no stock result, what the roundings of a
-    sum of n terms t can be: the accumulator's epsilon times n sum |t|, and for what is rounded to
-    storage (the result, and before it dz or y) the storage's epsilon times the same sum. Eight more
-    terms stand for an elementary function's error. By the same bound the exact result is not exact,
-    but in float64.
+    in the last place of the largest result, or of a term of mean size where all results are
+    smaller: terms that cancel are rounded in one order and not in another. Where there is no stock
+    result, what the roundings of a sum of n terms t can be: the accumulator's epsilon times n sum
+    |t|, and for what is rounded to storage (the result, and before it dz or y) the epsilon of the
+    storage times the same sum. Eight more terms stand for an elementary function's error. By the
+    same bound the exact result is not exact, but in float64.
     """
     chain = (exact.terms + 8) * exact.magnitude
     if stock_error is not None:
-        largest = float(np.abs(exact.value).max(initial=0))
-        rounding_of_exact = chain * epsilon("float64")
-        return 2 * stock_error + unit_in_the_last_place(largest, dtype) + rounding_of_exact
+        mean_term = exact.magnitude / max(1, exact.terms)
+        unit = max(
+            unit_in_the_last_place(float(np.abs(sizes).max(initial=0)), dtype)
+            for sizes in (exact.value, mean_term)
+        )
+        return 2 * stock_error + unit + chain * epsilon("float64")
     rounded = 2 * epsilon(dtype) * exact.magnitude + unit_in_the_last_place(0, dtype)
     return chain * accumulator_epsilon(dtype) + rounded
 

@@ -535,6 +535,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
+tf.config.experimental.enable_tensor_float_32_execution(False)  # what is compared is float32
 assert op_def_registry.get("StopgradOp>FusedMatMul") is None
 """
 
