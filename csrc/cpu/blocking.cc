@@ -32,9 +32,13 @@ constexpr int64_t kStepOfK = 32;
 constexpr int64_t kFewestMicroTiles = 32;
 constexpr int64_t kFewestBlocksPerSlice = 2;
 // With fewer strips, or where all of B stays in the first cache, packing it costs more than it
-// saves; so does packing A for few panels.
+// saves; so it does where all strips together read so little of a block that they find it in the
+// second cache. On a Xeon with AVX-512, one thread, 42x512x512, 64x512x512, 128x512x512 and
+// 64x1024x1024 took 0.85 to 0.95 of the time that they took packed; beyond the bound 256x784x512
+// took 1.01 to 1.05. So does packing A for few panels.
 constexpr int64_t kFewestStripsToPack = 3;
 constexpr int64_t kLargestUnpackedB = 32 << 10;
+constexpr int64_t kMostReadOfUnpackedBlock = 8 << 20;
 constexpr int64_t kFewestPanelsToPack = 5;
 
 // In as few pieces as possible, as equal as possible in steps; `most` is a multiple of the step.
@@ -75,26 +79,28 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
   const Division passes =
       InPiecesOfAtMost(sums_in_c ? kLongestPassIntoC : kLongestPass, p.k, kStepOfK);
 
+  const int64_t longest_block =
+      std::min<int64_t>(sizes.parts == 2 ? kLongestComplexBlock : kLongestBlock,
+                        kStripBytes / (kernels.strip_width * kernels.element_size)) *
+      2 / kernels.steps_of_two_k;
+  const Division blocks = InPiecesOfAtMost(longest_block, passes.size, kStepOfK);
+
   const bool lies_as_multiplied = sizes.storage == kernels.element_size;
   const bool reads_a_unpacked =
       lies_as_multiplied && a.empty() && !p.a.by_list() && panels.pieces < kFewestPanelsToPack;
   // Rows of B that are not active can be left out as it is read, by a loop that has no stride of A.
   const bool has_loop = b.active == nullptr || !reads_a_unpacked || p.a.row_stride == 1;
-  const bool reads_b_unpacked =
-      lies_as_multiplied && b.saved == nullptr && has_loop && !p.b.by_list() &&
-      p.b.col_stride == 1 &&
-      (strips.pieces < kFewestStripsToPack || p.k * p.n * sizes.storage <= kLargestUnpackedB);
+  const bool packing_pays =
+      strips.pieces >= kFewestStripsToPack && p.k * p.n * sizes.storage > kLargestUnpackedB &&
+      strips.pieces * blocks.size * p.n * sizes.storage > kMostReadOfUnpackedBlock;
+  const bool reads_b_unpacked = lies_as_multiplied && b.saved == nullptr && has_loop &&
+                                !p.b.by_list() && p.b.col_stride == 1 && !packing_pays;
   const int64_t packed_panels = !reads_b_unpacked                ? panels.pieces
                                 : p.n % kernels.panel_width == 0 ? 0
                                                                  : 1;
   const Division ranges = InPiecesOfAtMost(
       reads_b_unpacked ? panels.pieces : kPanelBytes / panel_bytes(passes.size), panels.pieces);
 
-  const int64_t longest_block =
-      std::min<int64_t>(sizes.parts == 2 ? kLongestComplexBlock : kLongestBlock,
-                        kStripBytes / (kernels.strip_width * kernels.element_size)) *
-      2 / kernels.steps_of_two_k;
-  const Division blocks = InPiecesOfAtMost(longest_block, passes.size, kStepOfK);
   const int64_t most_slices = std::max<int64_t>(1, blocks.pieces / kFewestBlocksPerSlice);
   const int64_t wanted_slices = std::min(most_slices, CeilDiv(kFewestMicroTiles, micro_tiles));
   const Division slices = InPiecesOf(CeilDiv(blocks.pieces, wanted_slices), blocks.pieces);

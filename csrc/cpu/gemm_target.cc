@@ -158,10 +158,18 @@ const T* IfActive(uint8_t active, const T* row) {
   return reinterpret_cast<const T*>(zeros + (distance & -static_cast<uintptr_t>(active)));
 }
 
-// So many steps before they are multiplied, rows of B are asked for from the second cache or the
-// last one. What the processor fetches ahead by itself comes too late: on a Xeon with AVX-512,
-// products from 512x1024x1024 up were 8 to 11 % slower without, and as fast with 12 steps to 32.
-constexpr int kStepsAhead = 16;
+// So many steps before they are multiplied, rows of B are asked for, into the first cache and into
+// the second one. What the processor fetches ahead by itself comes too late: on a Xeon with
+// AVX-512, products from 512x1024x1024 up were 8 to 11 % slower without the first, and as fast with
+// 12 steps to 32; the second gave 2 to 4 % more. Where they lie in their matrix, rows are often so
+// far apart that all share a few places in the first cache, which many of them would push out of
+// it.
+struct StepsAhead {
+  int64_t first_cache;
+  int64_t second_cache;
+};
+constexpr StepsAhead kAheadPacked = {16, 64};
+constexpr StepsAhead kAheadInMatrix = {4, 32};
 constexpr int kLineBytes = 64;
 
 template <typename Arithmetic, int rows, int vectors, Reads reads>
@@ -169,12 +177,23 @@ void Multiply(const MicroTile& tile) {
   using T = typename Arithmetic::Sum;
   using Packed = typename Arithmetic::Packed;
   constexpr int kLanes = VectorOf<T>::kLanes;
-  // Where a line has several steps of B, it comes in time by itself.
-  constexpr int kLines = vectors * kVectorBytes / kLineBytes;
+  constexpr int kLines = (vectors * kVectorBytes + kLineBytes - 1) / kLineBytes;
+  // C is asked for while the products are computed: its rows may be pages apart.
+  const char* const lines_of_c = static_cast<const char*>(tile.c);
+#pragma GCC unroll 14
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+    for (int line = 0; line < kLines; ++line) {
+      __builtin_prefetch(lines_of_c + i * tile.c_stride * sizeof(T) + line * kLineBytes);
+    }
+  }
   Vector<T> sums[rows][vectors] = {};
   const auto* a = static_cast<const Packed*>(tile.a);
   const auto* b = static_cast<const Packed*>(tile.b);
-  const int64_t ahead = kStepsAhead * tile.b_stride;
+  const bool lies_packed = tile.b_stride == VectorOf<Packed>::kPanelWidth;
+  const StepsAhead ahead = lies_packed ? kAheadPacked : kAheadInMatrix;
+  const int64_t to_first_cache = ahead.first_cache * tile.b_stride;
+  const int64_t to_second_cache = ahead.second_cache * tile.b_stride;
   for (int64_t step = 0; step < tile.steps; ++step) {
     const Packed* row = b;
     if constexpr (reads == Reads::kActiveB) {
@@ -182,7 +201,10 @@ void Multiply(const MicroTile& tile) {
     }
 #pragma GCC unroll 2
     for (int line = 0; line < kLines; ++line) {
-      __builtin_prefetch(reinterpret_cast<const char*>(b + ahead) + line * kLineBytes);
+      const int at = line * kLineBytes;
+      __builtin_prefetch(reinterpret_cast<const char*>(b + to_first_cache) + at);
+      __builtin_prefetch(reinterpret_cast<const char*>(b + to_second_cache) + at, /*rw=*/0,
+                         /*locality=*/2);
     }
     Vector<Packed> b_row[vectors];
 #pragma GCC unroll 2

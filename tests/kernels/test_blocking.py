@@ -3,7 +3,8 @@
 The pieces are csrc/cpu/blocking.cc's: strips of at most 14 rows, panels of at most 32 columns,
 blocks of at most 384 of k, 768 of bfloat16's and 96 of complex numbers', tiles of 8 strips, 4 MiB
 of packed panels, passes of 8192 of k, or of 1152 where C can hold the sums. A C of fewer than 32
-micro-tiles is computed in slices of two blocks and more.
+micro-tiles is computed in slices of two blocks and more. B's rows are read where they lie unless
+strips times a block's bytes are more than 8 MiB.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ BORDERS = {
     "few rows of a gradient": ((50, 20), (20, 64)),
     "blocks of k": ((43, 769), (769, 33)),
     "tiles": ((127, 50), (50, 161)),
+    "more than is read unpacked": ((310, 769), (769, 330)),
     "ranges of panels": ((45, 4099), (4099, 290)),
     "passes over k": ((43, 8193), (8193, 3)),
     "slices of k": ((30, 4001), (4001, 40)),
