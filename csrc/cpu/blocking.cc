@@ -31,11 +31,11 @@ constexpr int64_t kStepOfK = 32;
 // A C of fewer micro-tiles is computed in slices of k, each of two blocks at least.
 constexpr int64_t kFewestMicroTiles = 32;
 constexpr int64_t kFewestBlocksPerSlice = 2;
-// With fewer strips, or where all of B stays in the first cache, packing it costs more than it
-// saves; so it does where all strips together read so little of a block that they find it in the
-// second cache. On a Xeon with AVX-512, one thread, 42x512x512, 64x512x512, 128x512x512 and
-// 64x1024x1024 took 0.85 to 0.95 of the time that they took packed; beyond the bound 256x784x512
-// took 1.01 to 1.05. So does packing A for few panels.
+// Packing A for few panels costs more than it saves. So does packing B for few strips, or where all
+// of it stays in the first cache, or where all strips together read so little of a block that they
+// find it in the second one: on a Xeon with AVX-512, one thread, 42x512x512, 64x512x512,
+// 128x512x512 and 64x1024x1024 took 0.84 to 0.95 of the time that they took packed; beyond the
+// bound 256x784x512 took 1.01 to 1.05.
 constexpr int64_t kFewestStripsToPack = 3;
 constexpr int64_t kLargestUnpackedB = 32 << 10;
 constexpr int64_t kMostReadOfUnpackedBlock = 8 << 20;

@@ -156,9 +156,6 @@ def test_rows_and_regions_combined(rng: np.random.Generator, dtype: str, case: i
         check(rng, problem, dtype, rows, regions, needed, scales, threads=1 + case % 3)
 
 
-# Larger than the pieces that products are computed in; see test_blocking.py.
-
-
 @every_dtype
 @pytest.mark.parametrize("layout", ["normal", "adjoint"])
 @pytest.mark.parametrize("border", BORDERS)
