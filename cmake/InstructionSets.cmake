@@ -25,6 +25,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   # GCC 9 does not know it.
   check_cxx_compiler_flag(-mavx512bf16 STOPGRAD_HAVE_AVX512_BF16)
   set(STOPGRAD_FLAGS_avx512_bf16 ${STOPGRAD_FLAGS_avx512} -mavx512bf16)
+  # Nor GCC 10.
+  check_cxx_compiler_flag(-mamx-bf16 STOPGRAD_HAVE_AMX_BF16)
+  set(STOPGRAD_FLAGS_amx_bf16 ${STOPGRAD_FLAGS_avx512_bf16} -mamx-tile -mamx-bf16)
 endif()
 
 # stopgrad_compile_for(<library> <target> <source>...) adds the sources' objects for an instruction

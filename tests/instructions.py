@@ -15,7 +15,7 @@ def as_multiplied(x: Array) -> Array:
     """
     if x.dtype != numpy_dtype("bfloat16"):
         return x
-    if _kernels.build_info()["instructions"] != "avx512_bf16":
+    if _kernels.build_info()["instructions"] not in ("avx512_bf16", "amx_bf16"):
         return x
     has_no_exponent = np.ascontiguousarray(x).view(np.uint16) & 0x7F80 == 0
     return np.where(has_no_exponent, x.dtype.type(0), x)

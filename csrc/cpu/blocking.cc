@@ -72,7 +72,7 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
   const auto panel_bytes = [&](int64_t k) {
     return kernels.Steps(k) * kernels.panel_width * kernels.element_size;
   };
-  const Division strips = InPiecesOfAtMost(kernels.rows / sizes.parts, p.m);
+  const Division strips = InPiecesOfAtMost(kernels.rows / sizes.parts, p.m, kernels.row_step);
   const Division panels = InPiecesOf(kernels.panel_width, p.n);
   const int64_t micro_tiles = strips.pieces * panels.pieces;
   const bool sums_in_c = HoldsSums(sizes, p.c) && micro_tiles >= kFewestMicroTiles;

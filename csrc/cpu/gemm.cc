@@ -62,7 +62,7 @@ int64_t Aligned(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment;
 // Which of a few rows are not active, a bit each. Most often none is, and a branch for each row
 // would cost more than the row.
 using Rows = uint32_t;
-static_assert(kMostRows <= kRowsAtATime && kRowsAtATime <= 16);
+static_assert(kMostRows <= 32);
 
 // Of eight rows, whose bytes are 1 or 0: the product moves the lowest bit of the i-th byte, on a
 // little-endian machine, to bit i of the highest.
@@ -74,11 +74,15 @@ Rows InactiveOfEight(const uint8_t* active) {
 }
 
 Rows FindInactive(const uint8_t* active, int64_t rows) {
-  if (rows >= 8) {
-    return InactiveOfEight(active) | InactiveOfEight(active + rows - 8) << (rows - 8);
-  }
   Rows inactive = 0;
-  for (int64_t i = 0; i < rows; ++i) inactive |= Rows{!active[i]} << i;
+  if (rows >= 8) {
+    for (int64_t i = 0; i < rows; i += 8) {
+      const int64_t begin = std::min(i, rows - 8);
+      inactive |= InactiveOfEight(active + begin) << begin;
+    }
+  } else {
+    for (int64_t i = 0; i < rows; ++i) inactive |= Rows{!active[i]} << i;
+  }
   return inactive;
 }
 
@@ -208,6 +212,7 @@ class BatchedProduct {
   int64_t panel_step_bytes() const { return kernels_.panel_width * kernels_.element_size; }
   // Strip or panel; which of them is wider depends on the instruction set.
   int64_t widest_piece() const { return std::max(kernels_.strip_width, kernels_.panel_width); }
+  int64_t rows_at_a_time() const { return std::max<int64_t>(kRowsAtATime, kernels_.k_step); }
   int64_t panels_per_job() const { return b_.across() ? kPanelsAtATime : 1; }
 
   // Jobs a stage: packing, tiles, and adding the slices, by turns.
@@ -259,7 +264,7 @@ class BatchedProduct {
     if (a_.needs_patches() || b_.needs_patches()) {
       const int64_t across = std::max(kPanelsAtATime * kernels_.panel_width,
                                       blocking_.strips_per_tile * blocking_.strips.size);
-      const int64_t patch = std::max(kRowsAtATime * across, block * widest_piece());
+      const int64_t patch = std::max(rows_at_a_time() * across, block * widest_piece());
       patch_bytes_ = Aligned((patch + widest_piece()) * sizes_.storage);
     }
     matrices_bytes_ = (whole_matrices_ ? workers : 1) * (packed_bytes_ + sums_bytes_);
@@ -315,7 +320,7 @@ class BatchedProduct {
   void PackPieces(PackLoop pack, const PackingView& view, int64_t offset, const Division& pieces,
                   int64_t begin, int64_t end, int64_t k_begin, int64_t k, int64_t step_bytes,
                   char* scratch, char* to) const {
-    const int64_t rows = view.across() ? kRowsAtATime : std::max<int64_t>(1, k);
+    const int64_t rows = view.across() ? rows_at_a_time() : std::max<int64_t>(1, k);
     const int64_t pieces_of_patch = view.across() ? end - begin : 1;
     const int64_t piece_bytes = kernels_.Steps(k) * step_bytes;
     char* const memory = scratch + strips_bytes_ + tile_bytes_;
@@ -326,9 +331,10 @@ class BatchedProduct {
       for (int64_t first = begin; first < end; first += pieces_of_patch) {
         const int64_t last = first + pieces_of_patch;
         const int64_t count = std::min(pieces.extent, pieces.Begin(last)) - pieces.Begin(first);
-        const PackSource patch =
+        PackSource patch =
             view.Patch(offset, pieces.Begin(first), count, k_begin + l, std::min(rows, k - l),
                        p_.k - k_begin - l, memory, widest_piece());
+        patch.inactive = inactive;
         for (int64_t piece = first; piece < last; ++piece) {
           PackSource part = patch;
           part.data = At(patch.data, (pieces.Begin(piece) - pieces.Begin(first)) * patch.stride *
@@ -336,26 +342,9 @@ class BatchedProduct {
           part.count = pieces.Size(piece);
           char* const packed = to + (piece - begin) * piece_bytes + kernels_.Steps(l) * step_bytes;
           pack(part, packed);
-          ZeroRows(inactive, step_bytes, packed);
         }
       }
     }
-  }
-
-  // Makes these rows of a packed piece zeros.
-  void ZeroRows(Rows inactive, int64_t step_bytes, char* packed) const {
-    const bool are_pairs = kernels_.steps_of_two_k == 1;
-    ForEach(inactive, [&](int64_t l) {
-      char* const step = packed + l * kernels_.steps_of_two_k / 2 * step_bytes;
-      if (!are_pairs) {
-        std::memset(step, 0, kernels_.Steps(1) * step_bytes);
-        return;
-      }
-      const int64_t half = kernels_.element_size / 2;
-      for (int64_t at = l % 2 * half; at < step_bytes; at += 2 * half) {
-        std::memset(step + at, 0, half);
-      }
-    });
   }
 
   void PackPanels(const Matrix& matrix, const Phase& phase, int64_t job, char* scratch) const {
@@ -420,6 +409,7 @@ class BatchedProduct {
                char* scratch) const {
     const auto [strip_begin, strip_end, panel_begin, panel_end] = TileAt(phase, job);
     if (panel_begin >= panel_end) return;
+    if (kernels_.begin != nullptr) kernels_.begin();
     const int64_t column = blocking_.panels.Begin(panel_begin);
     const int64_t columns = std::min(p_.n, blocking_.panels.Begin(panel_end)) - column;
     const int64_t first_row = blocking_.strips.Begin(strip_begin);
@@ -456,6 +446,7 @@ class BatchedProduct {
                      ? At(a, (row * p_.a.row_stride + k_begin * p_.a.col_stride) * sizes_.storage)
                      : scratch + (strip - strip_begin) * steps * strip_step_bytes();
         tile.c_stride = sums.stride;
+        tile.rows = rows * sizes_.parts;
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
           const bool packed = panel >= phase.first_packed;
           tile.b = packed ? PackedAt(matrix, phase, block, panel)
@@ -469,7 +460,7 @@ class BatchedProduct {
           const Reads reads = tile.a_stride != 1         ? Reads::kStridedA
                               : tile.b_active != nullptr ? Reads::kActiveB
                                                          : Reads::kAsPacked;
-          kernels_.multiply[static_cast<int>(reads)][rows * sizes_.parts - 1]
+          kernels_.multiply[static_cast<int>(reads)][tile.rows - 1]
                            [(tile.cols - 1) / kernels_.lanes](tile);
         }
         if (phase.last && block == last_block && blocking_.slices.pieces == 1) {
@@ -477,6 +468,7 @@ class BatchedProduct {
         }
       }
     }
+    if (kernels_.end != nullptr) kernels_.end();
   }
 
   // Adds the slices' sums of a strip to the first slice's.

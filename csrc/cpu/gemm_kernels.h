@@ -19,7 +19,8 @@ namespace stopgrad::cpu {
 // where the two rows that an element of A fills lie next to each other, and so do those of C.
 
 // bfloat16 is multiplied by the processor's own instructions where it has them. These add the
-// products of two steps of k at a time, so there a row of a packed piece holds pairs.
+// products of two steps of k at a time, so there a row of a packed piece holds pairs. Where the
+// processor has tiles, those of a strip lie in another order, which is the kernels' own business.
 
 // A piece of a factor where it lies. Element (i, l), i across the strip or panel and l along k, is
 // at i * stride + l * k_stride; one of the two strides is 1.
@@ -31,10 +32,12 @@ struct PackSource {
   int64_t count;   // of i, at most the width
   int64_t k;       // of l
   int64_t k_left;  // of l up to the matrix's end, at least k: all that may be read
+  // Which l are zeros, whatever stands there: a bit for each of the first 32.
+  uint32_t inactive;
 };
 
-// Packs a piece. What stands between `count` and the width is never a result's business: zeros or
-// neighbours of the piece.
+// Packs a piece, with zeros for l from k on to the next multiple of the kernels' k_step. What stands
+// between `count` and the width is never a result's business: zeros or neighbours of the piece.
 using PackLoop = void (*)(const PackSource& source, void* packed);
 
 // C = alpha A B or C += alpha A B for as many rows and columns as fit the registers. Either factor
@@ -52,6 +55,7 @@ struct MicroTile {
   bool adds;
   void* c;
   int64_t c_stride;
+  int64_t rows;
   int64_t cols;
 };
 using MultiplyLoop = void (*)(const MicroTile& tile);
@@ -60,23 +64,28 @@ using MultiplyLoop = void (*)(const MicroTile& tile);
 enum class Reads { kAsPacked, kStridedA, kActiveB };
 inline constexpr int kNumReads = 3;
 
-inline constexpr int kMostRows = 14;
+inline constexpr int kMostRows = 32;
 inline constexpr int kMostVectors = 2;
 
 // The kernels of one dtype on one instruction set.
 struct GemmKernels {
-  int rows;   // real rows of the largest micro-tile
+  int rows;      // real rows of the largest micro-tile
+  int row_step;  // fewer rows than a multiple of this take as long
   int lanes;  // sums in a vector
   int strip_width;
   int panel_width;
   int element_size;    // of a packed piece
+  int k_step;          // a packed piece is of a multiple of so many of k
   int steps_of_two_k;  // rows of a packed piece for two of k: 1 of pairs, 2, or 4 of complex parts
   PackLoop pack_strip;
   PackLoop pack_panel;
   // [reads][rows - 1][vectors - 1]; of active rows only where elements are multiplied as they lie.
   MultiplyLoop multiply[kNumReads][kMostRows][kMostVectors];
+  // What a thread calls before and after it multiplies, if they are there.
+  void (*begin)();
+  void (*end)();
 
-  int64_t Steps(int64_t k) const { return (k * steps_of_two_k + 1) / 2; }
+  int64_t Steps(int64_t k) const { return (k + k_step - 1) / k_step * k_step * steps_of_two_k / 2; }
 };
 
 struct GemmKernelTable {

@@ -100,6 +100,8 @@ struct OneByOne {
   }
   // Those of neighbours along k, one element apart.
   static Vector<T> PackAlong(const Storage* from) { return PackAcross(from, 1); }
+  // With a zero for its l-th element.
+  static T Without(T /*packed*/, int /*l*/) { return T(0); }
 
   static void MultiplyAdd(T a, const Vector<T>& b, Vector<T>* sum) { *sum += a * b; }
 };
@@ -129,6 +131,7 @@ struct PairsOfBFloat16 {
     std::memcpy(&pairs, from, sizeof pairs);
     return pairs;
   }
+  static uint32_t Without(uint32_t pair, int l) { return pair & (l == 0 ? 0xffff0000 : 0xffff); }
 
   static void MultiplyAdd(uint32_t a, const Vector<uint32_t>& b, Vector<float>* sum) {
     const Vector<uint32_t> pair = a - Vector<uint32_t>{};  // in every lane
@@ -278,6 +281,12 @@ template <typename T, int block = 1>
   }
 }
 
+// Calls function(l) for every l of a PackSource that is not active.
+template <typename Function>
+void ForEachInactive(uint32_t inactive, Function&& function) {
+  for (; inactive != 0; inactive &= inactive - 1) function(__builtin_ctz(inactive));
+}
+
 template <typename Arithmetic, typename Storage, int width>
 void Pack(const PackSource& source, void* packed) {
   using Packed = typename Arithmetic::Packed;
@@ -327,6 +336,10 @@ void Pack(const PackSource& source, void* packed) {
                                  : Packed(0);
     }
   }
+  ForEachInactive(source.inactive, [&](int l) {
+    Packed* const row = to + l / kDepth * width;
+    for (int i = 0; i < width; ++i) row[i] = Arithmetic::Without(row[i], l % kDepth);
+  });
 }
 
 template <typename T>
@@ -334,6 +347,13 @@ std::complex<T> LoadComplex(const PackSource& source, int64_t i, int64_t l) {
   const auto* from = static_cast<const std::complex<T>*>(source.data);
   const std::complex<T> value = from[i * source.stride + l * source.k_stride];
   return source.conjugate ? std::conj(value) : value;
+}
+
+template <int width, typename T>
+void ZeroComplexRows(uint32_t inactive, T* packed) {
+  ForEachInactive(inactive, [=](int l) {
+    std::memset(packed + l * 2 * width, 0, 2 * width * sizeof(T));
+  });
 }
 
 template <typename T>
@@ -349,6 +369,7 @@ void PackComplexStrip(const PackSource& source, void* packed) {
       to[kWidth + 2 * i + 1] = value.real();
     }
   }
+  ZeroComplexRows<kWidth>(source.inactive, static_cast<T*>(packed));
 }
 
 template <typename T>
@@ -362,7 +383,178 @@ void PackComplexPanel(const PackSource& source, void* packed) {
       to[kWidth + i] = value.imag();
     }
   }
+  ZeroComplexRows<kWidth>(source.inactive, static_cast<T*>(packed));
 }
+
+#ifdef __AMX_BF16__
+// bfloat16 by the processor's tiles, which are 16 rows of 64 bytes each: 16 x 16 sums, or 16 x 32
+// elements of A, or 16 pairs along k times 16 columns of B. Of eight of them, four hold 32 x 32 sums:
+// that multiplies a tile as often as it loads one, and more is not possible.
+//
+// A panel is packed as for the other instructions, since the two halves of its rows are what a tile
+// of B wants. A strip is packed tile after tile, those of its lower 16 rows behind those of the upper
+// ones.
+constexpr int kTileRows = 16;
+constexpr int kTileBytes = 64;  // of a row
+constexpr int kTileK = kTileBytes / sizeof(BFloat16);
+constexpr int kStripOfTiles = 2 * kTileRows;
+
+// As the instruction wants it.
+struct alignas(64) TileConfiguration {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+constexpr TileConfiguration MakeTileConfiguration() {
+  TileConfiguration configuration;
+  for (int tile = 0; tile < 8; ++tile) {
+    configuration.row_bytes[tile] = kTileBytes;
+    configuration.rows[tile] = kTileRows;
+  }
+  return configuration;
+}
+
+void BeginTiles() {
+  // Not on the stack: to GCC 12, the instruction reads its first 8 bytes only.
+  static constexpr TileConfiguration kConfiguration = MakeTileConfiguration();
+  _tile_loadconfig(&kConfiguration);
+}
+
+void EndTiles() { _tile_release(); }
+
+// The first `count` bits, of at most 32.
+uint32_t FirstBits(int64_t count) {
+  return count <= 0 ? 0 : count >= 32 ? ~uint32_t{0} : (uint32_t{1} << count) - 1;
+}
+
+// For a strip's rows from `row` on, a tile's k from `l` on: a row of the tile is in `rows`.
+void ReadTileAlong(const PackSource& source, int64_t row, int64_t l, __m512i* rows) {
+  const auto* from = static_cast<const BFloat16*>(source.data) + l;
+  const __mmask32 lanes = FirstBits(source.k - l);
+  for (int i = 0; i < kTileRows; ++i) {
+    rows[i] = row + i < source.count
+                  ? _mm512_maskz_loadu_epi16(lanes, from + (row + i) * source.stride)
+                  : _mm512_setzero_si512();
+  }
+}
+
+// The same where the rows of memory lie across the strip.
+void ReadTileAcross(const PackSource& source, int64_t row, int64_t l, __m512i* rows) {
+  const auto* from = static_cast<const BFloat16*>(source.data) + row;
+  const auto lanes = static_cast<__mmask16>(FirstBits(source.count - row));
+  const auto read = [&](int64_t at) {
+    const bool is_zero = at >= source.k || (source.inactive >> (at & 31) & 1);
+    return _mm512_cvtepu16_epi32(
+        _mm256_maskz_loadu_epi16(is_zero ? 0 : lanes, from + (is_zero ? 0 : at) * source.k_stride));
+  };
+  Vector<uint32_t> pairs[kTileRows];
+  for (int i = 0; i < kTileRows; ++i) {
+    const __m512i first = read(l + 2 * i);
+    pairs[i] = (Vector<uint32_t>)_mm512_or_si512(first, _mm512_slli_epi32(read(l + 2 * i + 1), 16));
+  }
+  Transpose<uint32_t>(pairs);
+  std::memcpy(rows, pairs, sizeof pairs);
+}
+
+void PackTiles(const PackSource& source, void* packed) {
+  char* to = static_cast<char*>(packed);
+  for (int64_t l = 0; l < source.k; l += kTileK) {
+    for (int row = 0; row < kStripOfTiles; row += kTileRows) {
+      __m512i rows[kTileRows];
+      (source.k_stride == 1 ? ReadTileAlong : ReadTileAcross)(source, row, l, rows);
+      std::memcpy(to, rows, sizeof rows);
+      to += sizeof rows;
+    }
+  }
+}
+
+void PackPanelForTiles(const PackSource& source, void* packed) {
+  constexpr int kWidth = VectorOf<uint32_t>::kPanelWidth;
+  Pack<PairsOfBFloat16, BFloat16, kWidth>(source, packed);
+  constexpr int64_t kDepth = PairsOfBFloat16::kDepth;
+  const int64_t steps = (source.k + kDepth - 1) / kDepth;
+  const int64_t whole = (source.k + kTileK - 1) / kTileK * kTileK / kDepth;
+  std::memset(static_cast<uint32_t*>(packed) + steps * kWidth, 0,
+              (whole - steps) * kWidth * sizeof(uint32_t));
+}
+
+// Sums of 16 `down` rows and 16 `right` columns.
+template <int down, int right>
+void MultiplyTiles(const MicroTile& tile) {
+  constexpr int kColumns = right * kTileRows;
+  constexpr int64_t kRowBytesOfB = VectorOf<uint32_t>::kPanelWidth * sizeof(uint32_t);
+  constexpr int64_t kPairs = kTileK / PairsOfBFloat16::kDepth;
+  const char* a = static_cast<const char*>(tile.a);
+  const char* b = static_cast<const char*>(tile.b);
+  _tile_zero(0);
+  if constexpr (right > 1) _tile_zero(1);
+  if constexpr (down > 1) _tile_zero(2);
+  if constexpr (down > 1 && right > 1) _tile_zero(3);
+  for (int64_t step = 0; step < tile.steps; step += kPairs) {
+    _tile_loadd(4, a, kTileBytes);
+    _tile_loadd(6, b, kRowBytesOfB);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (right > 1) {
+      _tile_loadd(7, b + kTileBytes, kRowBytesOfB);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (down > 1) {
+      _tile_loadd(5, a + kTileRows * kTileBytes, kTileBytes);
+      _tile_dpbf16ps(2, 5, 6);
+      if constexpr (right > 1) _tile_dpbf16ps(3, 5, 7);
+    }
+    a += kStripOfTiles * kTileBytes;
+    b += kPairs * kRowBytesOfB;
+  }
+  alignas(64) float sums[down * kTileRows][kColumns];
+  _tile_stored(0, sums[0], sizeof sums[0]);
+  if constexpr (right > 1) _tile_stored(1, sums[0] + kTileRows, sizeof sums[0]);
+  if constexpr (down > 1) _tile_stored(2, sums[kTileRows], sizeof sums[0]);
+  if constexpr (down > 1 && right > 1) {
+    _tile_stored(3, sums[kTileRows] + kTileRows, sizeof sums[0]);
+  }
+  const auto alpha = static_cast<float>(tile.alpha);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    float* const c = static_cast<float*>(tile.c) + i * tile.c_stride;
+    for (int j = 0; j < kColumns; j += kTileRows) {
+      const auto lanes = static_cast<__mmask16>(FirstBits(tile.cols - j));
+      __m512 sum = (__m512)(alpha * LoadVector(sums[i] + j));
+      if (tile.adds) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, c + j));
+      _mm512_mask_storeu_ps(c + j, lanes, sum);
+    }
+  }
+}
+
+template <int down, size_t... rows>
+constexpr void FillTileRows(GemmKernels* kernels, std::index_sequence<rows...>) {
+  auto& multiply = kernels->multiply[static_cast<int>(Reads::kAsPacked)];
+  ((multiply[(down - 1) * kTileRows + rows][0] = MultiplyTiles<down, 1>), ...);
+  ((multiply[(down - 1) * kTileRows + rows][1] = MultiplyTiles<down, 2>), ...);
+}
+
+constexpr GemmKernels MakeTileKernels() {
+  using V = VectorOf<uint32_t>;
+  GemmKernels kernels = {};
+  kernels.rows = kStripOfTiles;
+  kernels.row_step = kTileRows;
+  kernels.lanes = V::kLanes;
+  kernels.strip_width = kStripOfTiles;
+  kernels.panel_width = V::kPanelWidth;
+  kernels.element_size = sizeof(uint32_t);
+  kernels.k_step = kTileK;
+  kernels.steps_of_two_k = 1;
+  kernels.pack_strip = PackTiles;
+  kernels.pack_panel = PackPanelForTiles;
+  kernels.begin = BeginTiles;
+  kernels.end = EndTiles;
+  FillTileRows<1>(&kernels, std::make_index_sequence<kTileRows>());
+  FillTileRows<2>(&kernels, std::make_index_sequence<kTileRows>());
+  return kernels;
+}
+#endif  // __AMX_BF16__
 
 template <typename Arithmetic, Reads reads, int rows, size_t... vectors>
 constexpr void FillVectors(GemmKernels* kernels, std::index_sequence<vectors...>) {
@@ -382,10 +574,12 @@ constexpr GemmKernels MakeKernels(PackLoop pack_strip, PackLoop pack_panel, int 
   using V = VectorOf<Packed>;
   GemmKernels kernels = {};
   kernels.rows = kRows;
+  kernels.row_step = 1;
   kernels.lanes = V::kLanes;
   kernels.strip_width = V::kStripWidth;
   kernels.panel_width = V::kPanelWidth;
   kernels.element_size = sizeof(Packed);
+  kernels.k_step = Arithmetic::kDepth;
   kernels.steps_of_two_k = steps_of_two_k;
   kernels.pack_strip = pack_strip;
   kernels.pack_panel = pack_panel;
@@ -411,7 +605,10 @@ constexpr GemmKernels MakeKernelsOf() {
   using T = RealOf<typename Traits::Accumulator>;
   if constexpr (Traits::kComplex) {
     return MakeKernels<OneByOne<T, T>>(PackComplexStrip<T>, PackComplexPanel<T>, 4);
-#ifdef __AVX512BF16__
+#if defined(__AMX_BF16__)
+  } else if constexpr (std::is_same_v<Storage, BFloat16>) {
+    return MakeTileKernels();
+#elif defined(__AVX512BF16__)
   } else if constexpr (std::is_same_v<Storage, BFloat16>) {
     return MakeRealKernels<PairsOfBFloat16, Storage>();
 #endif

@@ -39,7 +39,7 @@ PackSource PackingView::Patch(int64_t offset, int64_t first, int64_t count, int6
                               int64_t k, int64_t k_left, char* memory, int64_t slack) const {
   if (!needs_patches()) {
     const char* const data = At(factor_.data, offset + first * stride_ + first_k * k_stride_);
-    return {data, stride_, k_stride_, conjugate_, count, k, k_left};
+    return {data, stride_, k_stride_, conjugate_, count, k, k_left, 0};
   }
   const int64_t rows = across_ ? k : count;
   const int64_t cols = across_ ? count : k;
@@ -56,7 +56,7 @@ PackSource PackingView::Patch(int64_t offset, int64_t first, int64_t count, int6
   }
   if (row_places == nullptr) offset += first_row * row_stride;
 
-  PackSource patch{memory, cols, cols, conjugate_, count, k, k + slack};
+  PackSource patch{memory, cols, cols, conjugate_, count, k, k + slack, 0};
   (across_ ? patch.stride : patch.k_stride) = 1;
   if (factor_.prologue.saved != nullptr) {
     // Those of all rows of dY, which lie one behind the other. A list of rows has none of 0.

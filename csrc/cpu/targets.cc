@@ -3,6 +3,10 @@
 #ifdef STOPGRAD_HAVE_AVX2
 #include <cpuid.h>
 #endif
+#ifdef STOPGRAD_HAVE_AMX_BF16
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <cstdlib>
 #include <cstring>
@@ -21,8 +25,20 @@ STOPGRAD_DECLARE_TARGET(baseline)
 STOPGRAD_DECLARE_TARGET(avx2)
 STOPGRAD_DECLARE_TARGET(avx512)
 STOPGRAD_DECLARE_TARGET(avx512_bf16)
+STOPGRAD_DECLARE_TARGET(amx_bf16)
 
 namespace {
+
+#ifdef STOPGRAD_HAVE_AMX_BF16
+// Whether the processor has tiles and the system lets this process use them. Linux has to be asked,
+// as it keeps 8 KiB more for every thread from then on.
+bool MayUseTiles() {
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM of newer headers
+  constexpr int kTileData = 18;
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 // The best target that the processor supports; or the one that STOPGRAD_INSTRUCTION_SET names, so
 // that all of them can be tested on one machine.
@@ -38,6 +54,9 @@ Target Choose() {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
   const Target targets[] = {
+#ifdef STOPGRAD_HAVE_AMX_BF16
+      {"amx_bf16", &avx512::elementwise, &amx_bf16::gemm, has_avx512 && MayUseTiles()},
+#endif
 #ifdef STOPGRAD_HAVE_AVX512_BF16
       {"avx512_bf16", &avx512::elementwise, &avx512_bf16::gemm,
        has_avx512 && __builtin_cpu_supports("avx512bf16")},
