@@ -464,7 +464,7 @@ void PackTiles(const PackSource& source, void* packed) {
   for (int64_t l = 0; l < source.k; l += kTileK) {
     for (int row = 0; row < kStripOfTiles; row += kTileRows) {
       __m512i rows[kTileRows];
-      (source.k_stride == 1 ? ReadTileAlong : ReadTileAcross)(source, row, l, rows);
+      (source.stride == 1 ? ReadTileAcross : ReadTileAlong)(source, row, l, rows);
       std::memcpy(to, rows, sizeof rows);
       to += sizeof rows;
     }
