@@ -481,18 +481,52 @@ void PackPanelForTiles(const PackSource& source, void* packed) {
               (whole - steps) * kWidth * sizeof(uint32_t));
 }
 
-// Sums of 16 `down` rows and 16 `right` columns.
+// The sums of 16 `down` rows and 16 `right` columns are in the tiles 0 to 3, of which the odd ones
+// are on the right and the upper numbers below. The instructions have a tile's number in them.
 template <int down, int right>
-void MultiplyTiles(const MicroTile& tile) {
-  constexpr int kColumns = right * kTileRows;
-  constexpr int64_t kRowBytesOfB = VectorOf<uint32_t>::kPanelWidth * sizeof(uint32_t);
-  constexpr int64_t kPairs = kTileK / PairsOfBFloat16::kDepth;
-  const char* a = static_cast<const char*>(tile.a);
-  const char* b = static_cast<const char*>(tile.b);
+[[gnu::always_inline]] inline void ZeroSums() {
   _tile_zero(0);
   if constexpr (right > 1) _tile_zero(1);
   if constexpr (down > 1) _tile_zero(2);
   if constexpr (down > 1 && right > 1) _tile_zero(3);
+}
+
+template <int down, int right>
+[[gnu::always_inline]] inline void LoadSums(const float* c, int64_t stride) {
+  const int64_t row_bytes = stride * sizeof(float);
+  const float* const below = c + kTileRows * stride;
+  _tile_loadd(0, c, row_bytes);
+  if constexpr (right > 1) _tile_loadd(1, c + kTileRows, row_bytes);
+  if constexpr (down > 1) _tile_loadd(2, below, row_bytes);
+  if constexpr (down > 1 && right > 1) _tile_loadd(3, below + kTileRows, row_bytes);
+}
+
+template <int down, int right>
+[[gnu::always_inline]] inline void StoreSums(float* c, int64_t stride) {
+  const int64_t row_bytes = stride * sizeof(float);
+  float* const below = c + kTileRows * stride;
+  _tile_stored(0, c, row_bytes);
+  if constexpr (right > 1) _tile_stored(1, c + kTileRows, row_bytes);
+  if constexpr (down > 1) _tile_stored(2, below, row_bytes);
+  if constexpr (down > 1 && right > 1) _tile_stored(3, below + kTileRows, row_bytes);
+}
+
+template <int down, int right>
+void MultiplyTiles(const MicroTile& tile) {
+  constexpr int kSumRows = down * kTileRows;
+  constexpr int kSumColumns = right * kTileRows;
+  constexpr int64_t kRowBytesOfB = VectorOf<uint32_t>::kPanelWidth * sizeof(uint32_t);
+  constexpr int64_t kPairs = kTileK / PairsOfBFloat16::kDepth;
+  const auto alpha = static_cast<float>(tile.alpha);
+  auto* const c = static_cast<float*>(tile.c);
+  const bool fits_c = alpha == 1 && tile.rows == kSumRows && tile.cols == kSumColumns;
+  if (fits_c && tile.adds) {
+    LoadSums<down, right>(c, tile.c_stride);
+  } else {
+    ZeroSums<down, right>();
+  }
+  const char* a = static_cast<const char*>(tile.a);
+  const char* b = static_cast<const char*>(tile.b);
   for (int64_t step = 0; step < tile.steps; step += kPairs) {
     _tile_loadd(4, a, kTileBytes);
     _tile_loadd(6, b, kRowBytesOfB);
@@ -509,21 +543,19 @@ void MultiplyTiles(const MicroTile& tile) {
     a += kStripOfTiles * kTileBytes;
     b += kPairs * kRowBytesOfB;
   }
-  alignas(64) float sums[down * kTileRows][kColumns];
-  _tile_stored(0, sums[0], sizeof sums[0]);
-  if constexpr (right > 1) _tile_stored(1, sums[0] + kTileRows, sizeof sums[0]);
-  if constexpr (down > 1) _tile_stored(2, sums[kTileRows], sizeof sums[0]);
-  if constexpr (down > 1 && right > 1) {
-    _tile_stored(3, sums[kTileRows] + kTileRows, sizeof sums[0]);
+  if (fits_c) {
+    StoreSums<down, right>(c, tile.c_stride);
+    return;
   }
-  const auto alpha = static_cast<float>(tile.alpha);
+  alignas(64) float sums[kSumRows][kSumColumns];
+  StoreSums<down, right>(sums[0], kSumColumns);
   for (int64_t i = 0; i < tile.rows; ++i) {
-    float* const c = static_cast<float*>(tile.c) + i * tile.c_stride;
-    for (int j = 0; j < kColumns; j += kTileRows) {
+    for (int j = 0; j < kSumColumns; j += kTileRows) {
+      float* const to = c + i * tile.c_stride + j;
       const auto lanes = static_cast<__mmask16>(FirstBits(tile.cols - j));
-      __m512 sum = (__m512)(alpha * LoadVector(sums[i] + j));
-      if (tile.adds) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, c + j));
-      _mm512_mask_storeu_ps(c + j, lanes, sum);
+      __m512 sum = (__m512)(alpha * LoadVector(&sums[i][j]));
+      if (tile.adds) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, to));
+      _mm512_mask_storeu_ps(to, lanes, sum);
     }
   }
 }
