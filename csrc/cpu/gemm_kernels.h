@@ -36,8 +36,9 @@ struct PackSource {
   uint32_t inactive;
 };
 
-// Packs a piece, with zeros for l from k on to the next multiple of the kernels' k_step. What stands
-// between `count` and the width is never a result's business: zeros or neighbours of the piece.
+// Packs a piece, with zeros for l from k on to the next multiple of the kernels' k_step. What
+// stands between `count` and the width is never a result's business: zeros or neighbours of the
+// piece.
 using PackLoop = void (*)(const PackSource& source, void* packed);
 
 // C = alpha A B or C += alpha A B for as many rows and columns as fit the registers. Either factor
@@ -71,7 +72,7 @@ inline constexpr int kMostVectors = 2;
 struct GemmKernels {
   int rows;      // real rows of the largest micro-tile
   int row_step;  // fewer rows than a multiple of this take as long
-  int lanes;  // sums in a vector
+  int lanes;     // sums in a vector
   int strip_width;
   int panel_width;
   int element_size;    // of a packed piece

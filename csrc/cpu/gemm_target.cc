@@ -351,9 +351,8 @@ std::complex<T> LoadComplex(const PackSource& source, int64_t i, int64_t l) {
 
 template <int width, typename T>
 void ZeroComplexRows(uint32_t inactive, T* packed) {
-  ForEachInactive(inactive, [=](int l) {
-    std::memset(packed + l * 2 * width, 0, 2 * width * sizeof(T));
-  });
+  ForEachInactive(inactive,
+                  [=](int l) { std::memset(packed + l * 2 * width, 0, 2 * width * sizeof(T)); });
 }
 
 template <typename T>
@@ -387,13 +386,12 @@ void PackComplexPanel(const PackSource& source, void* packed) {
 }
 
 #ifdef __AMX_BF16__
-// bfloat16 by the processor's tiles, which are 16 rows of 64 bytes each: 16 x 16 sums, or 16 x 32
-// elements of A, or 16 pairs along k times 16 columns of B. Of eight of them, four hold 32 x 32 sums:
-// that multiplies a tile as often as it loads one, and more is not possible.
+// bfloat16 by the processor's tiles, which are 16 rows of 64 bytes each: 16 x 16 sums, or 16 rows
+// of A times 32 of k, or 16 pairs along k times 16 columns of B. Of the eight tiles, four hold 32 x
+// 32 sums, so that two of A and two of B are multiplied as often as they are loaded.
 //
-// A panel is packed as for the other instructions, since the two halves of its rows are what a tile
-// of B wants. A strip is packed tile after tile, those of its lower 16 rows behind those of the upper
-// ones.
+// A panel is packed as for the other instructions: either half of its rows is what a tile of B
+// wants. A strip is packed tile after tile, for every 32 of k the upper 16 rows and the lower ones.
 constexpr int kTileRows = 16;
 constexpr int kTileBytes = 64;  // of a row
 constexpr int kTileK = kTileBytes / sizeof(BFloat16);

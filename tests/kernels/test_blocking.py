@@ -1,7 +1,8 @@
 """Products larger than the pieces that they are computed in, on both sides of every border.
 
-The pieces are csrc/cpu/blocking.cc's: strips of at most 14 rows, panels of at most 32 columns,
-blocks of at most 384 of k, 768 of bfloat16's and 96 of complex numbers', tiles of 8 strips, 4 MiB
+The pieces are csrc/cpu/blocking.cc's: strips of at most 14 rows, or 32 of bfloat16 where the
+processor has tiles, which take 16 rows or 32 at a time; panels of at most 32 columns, blocks of at
+most 384 of k, 768 of bfloat16's without tiles and 96 of complex numbers', tiles of 8 strips, 4 MiB
 of packed panels, passes of 8192 of k, or of 1152 where C can hold the sums. A C of fewer than 32
 micro-tiles is computed in slices of two blocks and more. B's rows are read where they lie unless
 strips times a block's bytes are more than 8 MiB.
@@ -34,6 +35,8 @@ BORDERS = {
     "more than is read unpacked": ((310, 769), (769, 330)),
     "ranges of panels": ((45, 4099), (4099, 290)),
     "passes over k": ((43, 8193), (8193, 3)),
+    "whole tiles of sums": ((64, 832), (832, 64)),
+    "half a strip of tiles": ((80, 33), (33, 48)),
     "slices of k": ((30, 4001), (4001, 40)),
     "a number, of slices of k": ((1, 3100), (3100, 1)),
     "slices of k, each matrix by a thread": ((7, 10, 1700), (7, 1700, 20)),
