@@ -25,9 +25,20 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   # GCC 9 does not know it.
   check_cxx_compiler_flag(-mavx512bf16 STOPGRAD_HAVE_AVX512_BF16)
   set(STOPGRAD_FLAGS_avx512_bf16 ${STOPGRAD_FLAGS_avx512} -mavx512bf16)
-  # Nor GCC 10.
-  check_cxx_compiler_flag(-mamx-bf16 STOPGRAD_HAVE_AMX_BF16)
+  # Nor does GCC 10 know tiles. A new compiler may have an old assembler; and the system is asked as
+  # Linux is.
   set(STOPGRAD_FLAGS_amx_bf16 ${STOPGRAD_FLAGS_avx512_bf16} -mamx-tile -mamx-bf16)
+  list(JOIN STOPGRAD_FLAGS_amx_bf16 " " CMAKE_REQUIRED_FLAGS)
+  check_cxx_source_compiles("
+    #include <immintrin.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    int main(int, char** text) {
+      _tile_loadd(1, text, 64);
+      _tile_dpbf16ps(0, 1, 2);
+      return syscall(SYS_arch_prctl, 0, 0);
+    }" STOPGRAD_HAVE_AMX_BF16)
+  unset(CMAKE_REQUIRED_FLAGS)
 endif()
 
 # stopgrad_compile_for(<library> <target> <source>...) adds the sources' objects for an instruction

@@ -8,9 +8,9 @@ namespace {
 
 // A packed strip stays in the first cache, next to the rows of a panel that go by: 3/4 of 32 KiB.
 constexpr int64_t kStripBytes = 24 << 10;
-// The longest chain of additions before a sum is added to what came before. A complex product adds
-// two real ones for each of k, which others do in two chains: half as long, it is as exact as
-// theirs.
+// The longest chain of additions before a sum is added to what came before; tiles of sums go on
+// with it instead, and are rounded to bfloat16 in the end. A complex product adds two real ones for
+// each of k, which others do in two chains: half as long, it is as exact as theirs.
 constexpr int64_t kLongestBlock = 384;
 constexpr int64_t kLongestComplexBlock = 192;
 // A tile's panels go by its strips, out of the second cache or, as a panel takes as long to
@@ -26,7 +26,8 @@ constexpr int64_t kPanelBytes = 4 << 20;
 // memory of C's size elsewhere.
 constexpr int64_t kLongestPassIntoC = 3 * kLongestBlock;
 constexpr int64_t kLongestPass = 8192;
-// Pieces of k are whole vectors of steps, of pairs as well.
+// Pieces of k are whole vectors of steps, of pairs as well, and a multiple of every kernel's
+// k_step.
 constexpr int64_t kStepOfK = 32;
 // A C of fewer micro-tiles is computed in slices of k, each of two blocks at least.
 constexpr int64_t kFewestMicroTiles = 32;

@@ -20,8 +20,8 @@ namespace {
 constexpr int64_t kPiecesOfSplitTile = 4;
 // A factor that would be computed more often as it is packed is better computed before.
 constexpr int64_t kMostTimesComputed = 2;
-// Where a matrix's rows lie across strips or panels, so many of its rows are packed at a time, and
-// so many panels by one thread.
+// Where a matrix's rows lie across strips or panels, so many of its rows are packed at a time, or
+// as many as a packed piece has at least, and so many panels by one thread.
 constexpr int64_t kRowsAtATime = 16;
 constexpr int64_t kPanelsAtATime = 8;
 
@@ -62,7 +62,7 @@ int64_t Aligned(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment;
 // Which of a few rows are not active, a bit each. Most often none is, and a branch for each row
 // would cost more than the row.
 using Rows = uint32_t;
-static_assert(kMostRows <= 32);
+static_assert(kMostRows <= 32 && kRowsAtATime <= 32);
 
 // Of eight rows, whose bytes are 1 or 0: the product moves the lowest bit of the i-th byte, on a
 // little-endian machine, to bit i of the highest.
@@ -212,6 +212,7 @@ class BatchedProduct {
   int64_t panel_step_bytes() const { return kernels_.panel_width * kernels_.element_size; }
   // Strip or panel; which of them is wider depends on the instruction set.
   int64_t widest_piece() const { return std::max(kernels_.strip_width, kernels_.panel_width); }
+  // At most 32, of which a PackSource says which are active, and a multiple of k_step.
   int64_t rows_at_a_time() const { return std::max<int64_t>(kRowsAtATime, kernels_.k_step); }
   int64_t panels_per_job() const { return b_.across() ? kPanelsAtATime : 1; }
 

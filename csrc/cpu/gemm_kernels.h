@@ -56,7 +56,7 @@ struct MicroTile {
   bool adds;
   void* c;
   int64_t c_stride;
-  int64_t rows;
+  int64_t rows;  // of C
   int64_t cols;
 };
 using MultiplyLoop = void (*)(const MicroTile& tile);
@@ -71,7 +71,7 @@ inline constexpr int kMostVectors = 2;
 // The kernels of one dtype on one instruction set.
 struct GemmKernels {
   int rows;      // real rows of the largest micro-tile
-  int row_step;  // fewer rows than a multiple of this take as long
+  int row_step;  // rows are computed in multiples of this
   int lanes;     // sums in a vector
   int strip_width;
   int panel_width;

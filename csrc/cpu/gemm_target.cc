@@ -388,7 +388,7 @@ void PackComplexPanel(const PackSource& source, void* packed) {
 #ifdef __AMX_BF16__
 // bfloat16 by the processor's tiles, which are 16 rows of 64 bytes each: 16 x 16 sums, or 16 rows
 // of A times 32 of k, or 16 pairs along k times 16 columns of B. Of the eight tiles, four hold 32 x
-// 32 sums, so that two of A and two of B are multiplied as often as they are loaded.
+// 32 sums, so that four multiplications go with four loads, of two tiles of A and two of B.
 //
 // A panel is packed as for the other instructions: either half of its rows is what a tile of B
 // wants. A strip is packed tile after tile, for every 32 of k the upper 16 rows and the lower ones.
@@ -428,7 +428,9 @@ uint32_t FirstBits(int64_t count) {
   return count <= 0 ? 0 : count >= 32 ? ~uint32_t{0} : (uint32_t{1} << count) - 1;
 }
 
-// For a strip's rows from `row` on, a tile's k from `l` on: a row of the tile is in `rows`.
+// rows[i] becomes row i of a tile, whose first is the strip's `row` and whose k begins at `l`:
+// zeros beyond the strip's and k's end. Rows that are not active lie across strips, never along
+// them.
 void ReadTileAlong(const PackSource& source, int64_t row, int64_t l, __m512i* rows) {
   const auto* from = static_cast<const BFloat16*>(source.data) + l;
   const __mmask32 lanes = FirstBits(source.k - l);
@@ -439,20 +441,20 @@ void ReadTileAlong(const PackSource& source, int64_t row, int64_t l, __m512i* ro
   }
 }
 
-// The same where the rows of memory lie across the strip.
+// The same where the rows of memory lie across the strip. There are at most 32, where some may be
+// not active.
 void ReadTileAcross(const PackSource& source, int64_t row, int64_t l, __m512i* rows) {
   const auto* from = static_cast<const BFloat16*>(source.data) + row;
   const auto lanes = static_cast<__mmask16>(FirstBits(source.count - row));
   const auto read = [&](int64_t at) {
-    const bool is_zero = at >= source.k || (source.inactive >> (at & 31) & 1);
-    return _mm512_cvtepu16_epi32(
-        _mm256_maskz_loadu_epi16(is_zero ? 0 : lanes, from + (is_zero ? 0 : at) * source.k_stride));
+    const bool is_zero = at >= source.k || (source.inactive != 0 && (source.inactive >> at & 1));
+    const BFloat16* const row_of_memory = from + (is_zero ? 0 : at) * source.k_stride;
+    const __m256i elements = _mm256_maskz_loadu_epi16(is_zero ? 0 : lanes, row_of_memory);
+    // All lanes; without a mask, GCC warns of what its own header does.
+    return (Vector<uint32_t>)_mm512_maskz_cvtepu16_epi32(0xffff, elements);
   };
   Vector<uint32_t> pairs[kTileRows];
-  for (int i = 0; i < kTileRows; ++i) {
-    const __m512i first = read(l + 2 * i);
-    pairs[i] = (Vector<uint32_t>)_mm512_or_si512(first, _mm512_slli_epi32(read(l + 2 * i + 1), 16));
-  }
+  for (int i = 0; i < kTileRows; ++i) pairs[i] = read(l + 2 * i) | read(l + 2 * i + 1) << 16;
   Transpose<uint32_t>(pairs);
   std::memcpy(rows, pairs, sizeof pairs);
 }
@@ -479,8 +481,9 @@ void PackPanelForTiles(const PackSource& source, void* packed) {
               (whole - steps) * kWidth * sizeof(uint32_t));
 }
 
-// The sums of 16 `down` rows and 16 `right` columns are in the tiles 0 to 3, of which the odd ones
-// are on the right and the upper numbers below. The instructions have a tile's number in them.
+// The sums of 16 `down` rows and 16 `right` columns are in the tiles 0 to 3: 1 and 3 are on the
+// right, 2 and 3 below. The instructions have a tile's number in them, and GCC 11.1 forgets the
+// parentheses of a macro's argument.
 template <int down, int right>
 [[gnu::always_inline]] inline void ZeroSums() {
   _tile_zero(0);
@@ -494,9 +497,9 @@ template <int down, int right>
   const int64_t row_bytes = stride * sizeof(float);
   const float* const below = c + kTileRows * stride;
   _tile_loadd(0, c, row_bytes);
-  if constexpr (right > 1) _tile_loadd(1, c + kTileRows, row_bytes);
+  if constexpr (right > 1) _tile_loadd(1, (c + kTileRows), row_bytes);
   if constexpr (down > 1) _tile_loadd(2, below, row_bytes);
-  if constexpr (down > 1 && right > 1) _tile_loadd(3, below + kTileRows, row_bytes);
+  if constexpr (down > 1 && right > 1) _tile_loadd(3, (below + kTileRows), row_bytes);
 }
 
 template <int down, int right>
@@ -504,9 +507,9 @@ template <int down, int right>
   const int64_t row_bytes = stride * sizeof(float);
   float* const below = c + kTileRows * stride;
   _tile_stored(0, c, row_bytes);
-  if constexpr (right > 1) _tile_stored(1, c + kTileRows, row_bytes);
+  if constexpr (right > 1) _tile_stored(1, (c + kTileRows), row_bytes);
   if constexpr (down > 1) _tile_stored(2, below, row_bytes);
-  if constexpr (down > 1 && right > 1) _tile_stored(3, below + kTileRows, row_bytes);
+  if constexpr (down > 1 && right > 1) _tile_stored(3, (below + kTileRows), row_bytes);
 }
 
 template <int down, int right>
@@ -517,6 +520,8 @@ void MultiplyTiles(const MicroTile& tile) {
   constexpr int64_t kPairs = kTileK / PairsOfBFloat16::kDepth;
   const auto alpha = static_cast<float>(tile.alpha);
   auto* const c = static_cast<float*>(tile.c);
+  // Then the tiles go on with what is in C. Other sums begin at 0 in every block of k and are added
+  // to C, so an element at C's edge may differ in float32's last digits from one inside.
   const bool fits_c = alpha == 1 && tile.rows == kSumRows && tile.cols == kSumColumns;
   if (fits_c && tile.adds) {
     LoadSums<down, right>(c, tile.c_stride);
@@ -530,11 +535,11 @@ void MultiplyTiles(const MicroTile& tile) {
     _tile_loadd(6, b, kRowBytesOfB);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (right > 1) {
-      _tile_loadd(7, b + kTileBytes, kRowBytesOfB);
+      _tile_loadd(7, (b + kTileBytes), kRowBytesOfB);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (down > 1) {
-      _tile_loadd(5, a + kTileRows * kTileBytes, kTileBytes);
+      _tile_loadd(5, (a + kTileRows * kTileBytes), kTileBytes);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (right > 1) _tile_dpbf16ps(3, 5, 7);
     }

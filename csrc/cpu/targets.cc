@@ -31,7 +31,8 @@ namespace {
 
 #ifdef STOPGRAD_HAVE_AMX_BF16
 // Whether the processor has tiles and the system lets this process use them. Linux has to be asked,
-// as it keeps 8 KiB more for every thread from then on.
+// once for all threads. It refuses where the stack for a thread's signals is too small to save
+// tiles in, and from then on it refuses such stacks.
 bool MayUseTiles() {
   constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM of newer headers
   constexpr int kTileData = 18;
@@ -44,6 +45,10 @@ bool MayUseTiles() {
 // The best target that the processor supports; or the one that STOPGRAD_INSTRUCTION_SET names, so
 // that all of them can be tested on one machine.
 Target Choose() {
+  const char* const name = std::getenv("STOPGRAD_INSTRUCTION_SET");
+  const auto is_wanted = [name](const char* target) {
+    return name == nullptr || std::strcmp(name, target) == 0;
+  };
 #ifdef STOPGRAD_HAVE_AVX2
   __builtin_cpu_init();
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -56,7 +61,8 @@ Target Choose() {
 #endif
   const Target targets[] = {
 #ifdef STOPGRAD_HAVE_AMX_BF16
-      {"amx_bf16", &avx512::elementwise, &amx_bf16::gemm, has_avx512 && MayUseTiles()},
+      {"amx_bf16", &avx512::elementwise, &amx_bf16::gemm,
+       has_avx512 && is_wanted("amx_bf16") && MayUseTiles()},
 #endif
 #ifdef STOPGRAD_HAVE_AVX512_BF16
       {"avx512_bf16", &avx512::elementwise, &avx512_bf16::gemm,
@@ -68,11 +74,8 @@ Target Choose() {
 #endif
       {"baseline", &baseline::elementwise, &baseline::gemm, true},
   };
-  const char* const wanted = std::getenv("STOPGRAD_INSTRUCTION_SET");
   for (const Target& target : targets) {
-    if (target.supported && (wanted == nullptr || std::strcmp(wanted, target.name) == 0)) {
-      return target;
-    }
+    if (target.supported && is_wanted(target.name)) return target;
   }
   return std::end(targets)[-1];
 }

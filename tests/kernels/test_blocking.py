@@ -34,13 +34,14 @@ BORDERS = {
     "tiles": ((127, 50), (50, 161)),
     "more than is read unpacked": ((310, 769), (769, 330)),
     "ranges of panels": ((45, 4099), (4099, 290)),
+    "ranges of panels of pairs": ((45, 8000), (8000, 290)),
     "passes over k": ((43, 8193), (8193, 3)),
     "whole tiles of sums": ((64, 832), (832, 64)),
-    "half a strip of tiles": ((80, 33), (33, 48)),
+    "half a strip of tiles": ((80, 801), (801, 48)),
     "slices of k": ((30, 4001), (4001, 40)),
     "a number, of slices of k": ((1, 3100), (3100, 1)),
     "slices of k, each matrix by a thread": ((7, 10, 1700), (7, 1700, 20)),
-    "passes over k, without slices": ((90, 8200), (8200, 170)),
+    "passes over k, without slices": ((190, 8200), (8200, 170)),
     "a batch that each thread takes a matrix of": ((9, 30, 41), (9, 41, 35)),
 }
 
@@ -140,17 +141,20 @@ def test_gradient_through_an_activation_does_not_depend_on_threads(
     assert others == [one, one]
 
 
-def test_not_a_number_beside_a_piece_stays_out_of_it() -> None:
+@pytest.mark.parametrize("dtype", FLOATING, indirect=True)
+def test_not_a_number_beside_a_piece_stays_out_of_it(dtype: str) -> None:
     """Packing reads whole vectors, beyond the last row and column of a piece."""
-    whole = np.full((64, 64), np.nan, np.float32)
+    number = reference.numpy_dtype(dtype)
+    whole = np.full((64, 64), np.nan, number)
     whole[3:32, 5:38] = 1.0
     part = whole[3:32, 5:38]
-    np.testing.assert_array_equal(_kernels.matmul(part, part.T.copy()), np.full((29, 29), 33.0))
-    row = np.ones((1, 64), np.float32)
-    nan_columns = np.ones((64, 33), np.float32)
+    y = _kernels.matmul(part, part.T.copy())
+    np.testing.assert_array_equal(y, np.full((29, 29), 33.0, number))
+    row = np.ones((1, 64), number)
+    nan_columns = np.ones((64, 33), number)
     nan_columns[:, 32] = np.nan
     y = _kernels.matmul(row, nan_columns)
-    np.testing.assert_array_equal(y[0, :32], np.full(32, 64.0))
+    np.testing.assert_array_equal(y[0, :32], np.full(32, 64.0, number))
     assert np.isnan(y[0, 32])
 
 
