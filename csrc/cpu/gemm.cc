@@ -86,11 +86,6 @@ Rows FindInactive(const uint8_t* active, int64_t rows) {
   return inactive;
 }
 
-template <typename Function>
-void ForEach(Rows rows, Function&& function) {
-  for (; rows != 0; rows &= rows - 1) function(__builtin_ctz(rows));
-}
-
 // Each matrix of a batch by one thread where there are enough of them, else all threads on each.
 bool WholeMatrices(const Product& p, int64_t workers) { return p.outputs() >= 2 * workers; }
 
@@ -501,7 +496,7 @@ class BatchedProduct {
     }
     if (epilogue_.active == nullptr) return;
     const int64_t first = matrix.offsets.c + row * p_.c.row_stride;
-    ForEach(FindInactive(epilogue_.active + matrix.first_row + row, rows), [&](int64_t i) {
+    ForEachBit(FindInactive(epilogue_.active + matrix.first_row + row, rows), [&](int64_t i) {
       std::memset(At(c_, (first + i * p_.c.row_stride + column) * sizes_.storage), 0,
                   columns * sizes_.storage);
     });

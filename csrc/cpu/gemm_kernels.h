@@ -36,6 +36,12 @@ struct PackSource {
   uint32_t inactive;
 };
 
+// Calls function(i) for every bit that is set, of rows that are not active.
+template <typename Function>
+void ForEachBit(uint32_t bits, Function&& function) {
+  for (; bits != 0; bits &= bits - 1) function(__builtin_ctz(bits));
+}
+
 // Packs a piece, with zeros for l from k on to the next multiple of the kernels' k_step. What
 // stands between `count` and the width is never a result's business: zeros or neighbours of the
 // piece.
