@@ -209,3 +209,40 @@ def test_calls_of_one_product_share_their_workspace(
     assert np.subtract(emulated_gpu.calls(), before).tolist() == [0, 30, 0]
     workspace = 1024  # of the second algorithm
     assert hooks.most_bytes_in_use - in_use == y.numpy().nbytes + workspace
+
+
+@pytest.mark.parametrize(
+    ("dtype", "k", "units", "copies"),
+    [
+        ("bfloat16", 1003, 256, 1),
+        ("float16", 1003, 256, 1),
+        ("bfloat16", 1008, 256, 0),  # whose rows are aligned
+        ("bfloat16", 1003, 16, 0),  # which a copy would not pay for
+        ("float32", 1003, 256, 0),  # without TF32
+    ],
+)
+def test_rows_that_are_not_aligned_are_copied_where_that_pays(
+    emulated: ModuleType, rng: np.random.Generator,
+    dtype: str, k: int, units: int, copies: int,
+) -> None:  # fmt: skip
+    """In the product, and where the same factor is transposed in the gradient."""
+    problem = reference.random_problem(rng, (8192, k), (k, units), dtype, bias=False)
+    dy = reference.random_array(rng, (8192, units), dtype)
+    arrays = [emulated.to_device(x) for x in (problem.a, problem.b, dy)]
+    a, b, upstream = arrays
+    due = {
+        "y": reference.forward(problem).value,
+        "b": reference.gradients(problem, dy)["b"].value,
+    }
+    found = {}
+    for name in due:
+        emulated.hooks.launches = 0
+        if name == "y":
+            found[name] = emulated.matmul(a, b, poison=True, deterministic=True)
+        else:
+            found[name] = emulated.matmul_gradient(
+                upstream, a, needed=["b"], poison=True, deterministic=True
+            )["b"]
+        assert emulated.hooks.launches == copies
+        error = np.abs(found[name].numpy() - due[name]).max()
+        assert error <= 2 * reference.epsilon(dtype) * np.abs(due[name]).max()
