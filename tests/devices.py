@@ -39,7 +39,10 @@ def cuda_module(device: str) -> ModuleType:
 def on_device(module: ModuleType) -> dict[str, Callable[..., Any]]:
     """Return `matmul` and `matmul_gradient` that copy arrays to the device and results back."""
 
+    # A GPU gathers rows of large products only, and fills up large ones of odd rows; here that is
+    # done in every second call, and in others.
     gathers = itertools.cycle((False, True))
+    fills = itertools.cycle((True, True, False, False))
 
     def to_device(array: Array | None) -> Any:
         if array is None:
@@ -50,7 +53,7 @@ def on_device(module: ModuleType) -> dict[str, Callable[..., Any]]:
 
     def matmul(*arrays: Array | None, **options: Any) -> Any:
         options.pop("threads", None)
-        result = module.matmul(*map(to_device, arrays), **options)
+        result = module.matmul(*map(to_device, arrays), always_fill=next(fills), **options)
         return tuple(y.numpy() for y in result) if isinstance(result, tuple) else result.numpy()
 
     def matmul_gradient(
@@ -62,8 +65,9 @@ def on_device(module: ModuleType) -> dict[str, Callable[..., Any]]:
     ) -> dict[str, Array]:
         options.pop("threads", None)
         arrays = map(to_device, (dy, a, b, saved))
-        # A GPU gathers rows of large products only; here every second call does.
-        results = module.matmul_gradient(*arrays, always_gather=next(gathers), **options)
+        results = module.matmul_gradient(
+            *arrays, always_gather=next(gathers), always_fill=next(fills), **options
+        )
         return {name: result.numpy() for name, result in results.items()}
 
     functions: dict[str, Callable[..., Any]] = {

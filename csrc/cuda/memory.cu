@@ -42,6 +42,8 @@ struct CopyKernel {
 
   RowBlocks blocks;
   int64_t cols;
+  int64_t from_rows;  // zeros behind them, and behind these columns
+  int64_t from_cols;
   int64_t count;
   Side<Unit> from;
   Side<Unit> to;
@@ -56,7 +58,8 @@ struct CopyKernel {
 #pragma unroll
         for (int u = 0; u < kRowsPerThread; ++u) {
           const int64_t r = row + u * int64_t(blockDim.y);
-          if (r < end) units[u] = *from.At(matrix, r, col);
+          if (r >= end) continue;
+          units[u] = r < from_rows && col < from_cols ? *from.At(matrix, r, col) : Unit{};
         }
 #pragma unroll
         for (int u = 0; u < kRowsPerThread; ++u) {
@@ -224,6 +227,8 @@ Status Upload(const void* host, size_t bytes, Device& device, const void** copy)
 
 Status Enqueue(const Copy& copy, Device& device) {
   int64_t rows = copy.rows, cols = copy.cols;
+  int64_t filled_rows = std::max(rows, copy.filled_rows);
+  int64_t filled_cols = std::max(cols, copy.filled_cols);
   if (rows == 0 || cols == 0 || copy.count == 0) return Status();
   const int64_t bytes = SizeOf(copy.dtype);
   HostSide from{const_cast<void*>(copy.from), copy.from_view, copy.from_stride, bytes};
@@ -233,17 +238,24 @@ Status Enqueue(const Copy& copy, Device& device) {
     from.view = Transposed(from.view);
     to.view = Transposed(to.view);
     std::swap(rows, cols);
+    std::swap(filled_rows, filled_cols);
   }
   const bool conjugates = copy.from_view.conjugate != copy.to_view.conjugate;
   const auto enqueue = [&](auto unit, auto conjugate) {
     using Unit = decltype(unit);
     CopyKernel<Unit, conjugate()> kernel{};
-    kernel.cols = cols * bytes / static_cast<int64_t>(sizeof(Unit));
+    const auto in_units = [&](int64_t columns) {
+      return columns * bytes / static_cast<int64_t>(sizeof(Unit));
+    };
+    kernel.cols = in_units(filled_cols);
+    kernel.from_rows = rows;
+    kernel.from_cols = in_units(cols);
     kernel.count = copy.count;
     Status status = ToDevice(from, rows, cols, device, &kernel.from);
     if (status.ok()) status = ToDevice(to, rows, cols, device, &kernel.to);
     if (!status.ok()) return status;
-    return LaunchOverRows("the kernel that copies a matrix", kernel, rows, copy.count, device);
+    return LaunchOverRows("the kernel that copies a matrix", kernel, filled_rows, copy.count,
+                          device);
   };
   if (conjugates) {
     if (copy.dtype == DType::kComplex64) return enqueue(float2(), std::true_type());
@@ -251,7 +263,8 @@ Status Enqueue(const Copy& copy, Device& device) {
   }
   uint64_t sizes = bytes;
   if (from.HasRowsOfNeighbours(cols) && to.HasRowsOfNeighbours(cols)) {
-    sizes = cols * bytes | from.Sizes(rows, copy.count) | to.Sizes(rows, copy.count);
+    sizes = (cols | filled_cols) * bytes | from.Sizes(rows, copy.count) |
+            to.Sizes(filled_rows, copy.count);
   }
   return VisitUnit(sizes, [&](auto unit) { return enqueue(unit, std::false_type()); });
 }

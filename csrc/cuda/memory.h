@@ -35,11 +35,14 @@ Status Upload(const std::vector<T>& host, Device& device, const T** copy) {
 
 // Matrices [rows, cols], `count` of them, from one view to another of the same dtype; conjugated
 // where one of the views is. The lists of the views are in host memory. Batch strides are in
-// elements.
+// elements. The copies have more rows and columns than their sources where `filled_rows` and
+// `filled_cols` are more: zeros.
 struct Copy {
   DType dtype;
   int64_t rows;
   int64_t cols;
+  int64_t filled_rows = 0;
+  int64_t filled_cols = 0;
   int64_t count = 1;
   const void* from;
   void* to;

@@ -7,6 +7,7 @@
 
 #include "core/selection.h"
 #include "cuda/elementwise.h"
+#include "cuda/filling.h"
 #include "cuda/matmul.h"
 #include "cuda/memory.h"
 #include "cuda/status.h"
@@ -19,8 +20,6 @@ namespace {
 constexpr int64_t kMostBatch = 65535;
 // It is not told how a bias is aligned, and may read so many bytes of it at once.
 constexpr uintptr_t kBiasAlignment = 16;
-// What the tensor cores' fastest algorithms ask of where a factor's rows begin.
-constexpr int64_t kRowAlignment = 16;
 
 const char* At(const void* data, int64_t elements, DType dtype) {
   return static_cast<const char*>(data) + elements * SizeOf(dtype);
@@ -28,8 +27,6 @@ const char* At(const void* data, int64_t elements, DType dtype) {
 char* At(void* data, int64_t elements, DType dtype) {
   return static_cast<char*>(data) + elements * SizeOf(dtype);
 }
-
-int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // Steps through all positions of the batch dimensions. `function` gets the offsets of a, b and c.
 template <typename Function>
@@ -118,6 +115,14 @@ bool AsFactor(const MatrixView& view, int64_t rows, int64_t cols, bool transpose
   return OperationFor(memory, view.conjugate, transpose, &factor->operation);
 }
 
+// Bias and activation of a product that is in C, all of it.
+Status EnqueueBiasActivation(DType dtype, const Product& product, void* c, const Epilogue& e,
+                             Device& device) {
+  if (e.keeps_product()) return Status();
+  const int64_t rows = product.m * product.outputs();
+  return Enqueue(BiasActivation{dtype, e.activation, rows, product.n, c, e.bias, e.z, c}, device);
+}
+
 // --- One product -------------------------------------------------------------------------------
 class ProductRunner {
  public:
@@ -136,18 +141,17 @@ class ProductRunner {
       std::swap(a, b);
       sums_first_ = true;
     }
-    MatmulFactor factor_a, factor_b;
-    const bool takes_a = AsFactor(product.a, product.m, product.k, /*transpose=*/true, &factor_a);
-    const bool takes_b = AsFactor(product.b, product.k, product.n, /*transpose=*/true, &factor_b);
-    if (!takes_a || PaysToAlign(product, SideA(&product, &a), factor_a)) {
-      status = Densify(SideA(&product, &a), {}, &product.batch);
-    }
-    if (status.ok() && (!takes_b || PaysToAlign(product, SideB(&product, &b), factor_b))) {
-      status = Densify(SideB(&product, &b), {}, &product.batch);
-    }
-    if (!status.ok()) return status;
+    MatmulFactor factor;
+    const bool takes_a = AsFactor(product.a, product.m, product.k, /*transpose=*/true, &factor);
+    const bool takes_b = AsFactor(product.b, product.k, product.n, /*transpose=*/true, &factor);
     const bool takes_c = IsByRows(product.c, product.m, product.n);
-    return takes_c ? RunDense(product, a, b, c) : RunAndScatter(product, a, b, c);
+    const Filling copied{product.k, product.n, !takes_a, !takes_b, !takes_c};
+    if (const auto filling =
+            FillingThatPays(dtype_, product, {a, b, c}, copied, device_.filling_costs())) {
+      status = RunFilled(*filling, product, a, b, c);
+      if (status.code() != StatusCode::kResourceExhausted) return status;
+    }
+    return RunFilled(copied, product, a, b, c);
   }
 
  private:
@@ -162,6 +166,11 @@ class ProductRunner {
     return *memory != nullptr ? Status() : OutOfMemory(what, bytes);
   }
 
+  struct Extents {
+    int64_t rows = 0;
+    int64_t cols = 0;
+  };
+
   // Matrices of a batch that is copied: along each dimension, how far apart they are in the source
   // and in the copy.
   struct CopyDim {
@@ -172,12 +181,14 @@ class ProductRunner {
 
   // One launch for all of the innermost dimension.
   Status CopyMatrices(const void* from, const MatrixView& from_view, void* to,
-                      const MatrixView& to_view, int64_t rows, int64_t cols,
+                      const MatrixView& to_view, const Extents& extents, const Extents& filled,
                       const std::vector<CopyDim>& dims) {
     Copy copy{};
     copy.dtype = dtype_;
-    copy.rows = rows;
-    copy.cols = cols;
+    copy.rows = extents.rows;
+    copy.cols = extents.cols;
+    copy.filled_rows = filled.rows;
+    copy.filled_cols = filled.cols;
     copy.from_view = from_view;
     copy.to_view = to_view;
     copy.count = 1;
@@ -226,32 +237,17 @@ class ProductRunner {
     return {data, &p->b, p->k, p->n, &BatchDim::b_stride, true};
   }
 
-  // Whether a factor is to be copied because its rows are not aligned: where that costs little
-  // beside the product, which takes up to four times as long with such rows.
-  bool PaysToAlign(const Product& product, const Side& side, const MatmulFactor& factor) const {
-    const bool on_tensor_cores =
-        SizeOf(dtype_) == 2 || (dtype_ == DType::kFloat && device_.allows_tf32());
-    if (!on_tensor_cores) return false;
-    const void* const first = At(*side.data, side.view->offset, dtype_);
-    int64_t bytes = reinterpret_cast<uintptr_t>(first) | factor.ld * SizeOf(dtype_);
-    for (const BatchDim& dim : product.batch) bytes |= dim.*side.stride * SizeOf(dtype_);
-    if (bytes % kRowAlignment == 0) return false;
-    const int64_t uses = side.k_is_rows ? product.m : product.n;  // of each number in the copy
-    constexpr int64_t kLeastUses = 256;
-    constexpr int64_t kLeastFlops = 4'000'000'000;  // an H100 takes 20 us for it that way, and 5 for a copy
-    return uses >= kLeastUses && product.Flops(/*is_complex=*/false) >= kLeastFlops;
-  }
-
   // Copies a factor to where it is dense, in the direction in which it lies, but for what aligns
   // its rows: its terms along `sums` behind each other, so that they are one matrix, and those
-  // matrices along `kept`.
-  Status Densify(const Side& side, const std::vector<BatchDim>& sums, std::vector<BatchDim>* kept) {
+  // matrices along `kept`. Zeros behind its rows and columns make so many of them as `filled` says.
+  Status Densify(const Side& side, const std::vector<BatchDim>& sums, std::vector<BatchDim>* kept,
+                 const Extents& filled) {
     int64_t terms = 1;
     for (const BatchDim& dim : sums) terms *= dim.extent;
     const bool by_columns = side.view->row_stride == 1 && side.view->col_stride != 1;
-    const int64_t rows = side.k_is_rows ? terms * side.rows : side.rows;
-    const int64_t cols = side.k_is_rows ? side.cols : terms * side.cols;
-    const int64_t ld = RoundUp(by_columns ? rows : cols, kRowAlignment / SizeOf(dtype_));
+    const int64_t rows = std::max(filled.rows, side.k_is_rows ? terms * side.rows : side.rows);
+    const int64_t cols = std::max(filled.cols, side.k_is_rows ? side.cols : terms * side.cols);
+    const int64_t ld = RoundUp(by_columns ? rows : cols, kRowBytes / SizeOf(dtype_));
     const MatrixView dense = by_columns ? MatrixView{1, ld} : MatrixView{ld, 1};
     const int64_t size = ld * (by_columns ? cols : rows);
     std::vector<CopyDim> dims;
@@ -265,7 +261,8 @@ class ProductRunner {
     void* copy = nullptr;
     Status status = Allocate(count * size, "a copy of a factor", &copy);
     if (!status.ok()) return status;
-    status = CopyMatrices(*side.data, *side.view, copy, dense, side.rows, side.cols, dims);
+    status =
+        CopyMatrices(*side.data, *side.view, copy, dense, {side.rows, side.cols}, filled, dims);
     *side.view = dense;
     *side.data = copy;
     return status;
@@ -303,14 +300,71 @@ class ProductRunner {
     }
     if (sums.empty()) return Status();
     for (const Side& side : {SideA(product, a), SideB(product, b)}) {
-      if (Status status = Densify(side, sums, &kept); !status.ok()) return status;
+      if (Status status = Densify(side, sums, &kept, {}); !status.ok()) return status;
     }
     product->k *= terms;
     product->batch = kept;
     return Status();
   }
 
-  Status RunAndScatter(Product product, const void* a, const void* b, void* c) {
+  // With the copies that a filling names.
+  Status RunFilled(const Filling& filling, const Product& wanted, const void* a, const void* b,
+                   void* c) {
+    Product product = wanted;
+    product.k = filling.k;
+    product.n = filling.n;
+    const void *factor_a = a, *factor_b = b;
+    Status status;
+    if (filling.a) {
+      Side side = SideA(&product, &factor_a);
+      side.cols = wanted.k;
+      status = Densify(side, {}, &product.batch, {product.m, product.k});
+    }
+    if (status.ok() && filling.b) {
+      Side side = SideB(&product, &factor_b);
+      side.rows = wanted.k;
+      side.cols = wanted.n;
+      status = Densify(side, {}, &product.batch, {product.k, product.n});
+    }
+    if (!status.ok()) return status;
+    if (!filling.c) return RunDense(product, factor_a, factor_b, c);
+    if (product.n == wanted.n) return RunAndScatter(product, factor_a, factor_b, c, wanted.n);
+    // An epilogue has as many columns as C.
+    ProductRunner bare(dtype_, alpha_, Epilogue(), repeats_, device_);
+    status = bare.RunAndScatter(product, factor_a, factor_b, c, wanted.n);
+    return status.ok() ? Finish(wanted, a, b, c) : status;
+  }
+
+  // The epilogue of a product that is in C, which is dense where there is a bias or an activation.
+  Status Finish(const Product& product, const void* a, const void* b, void* c) const {
+    const Epilogue& e = epilogue_;
+    if (e.column_sums_of_b != nullptr) {
+      DyPass sums = sums_first_ ? SumsOfColumns(At(a, product.a.offset, dtype_),
+                                                product.a.col_stride, product.k, product.m)
+                                : SumsOfColumns(At(b, product.b.offset, dtype_),
+                                                product.b.row_stride, product.k, product.n);
+      sums.dbias = e.column_sums_of_b;
+      return Enqueue(sums, device_);
+    }
+    return EnqueueBiasActivation(dtype_, product, c, e, device_);
+  }
+
+  DyPass SumsOfColumns(const void* data, int64_t row_stride, int64_t rows, int64_t cols) const {
+    static const Selection all;
+    DyPass pass{};
+    pass.dtype = dtype_;
+    pass.activation = Activation::kLinear;
+    pass.rows = rows;
+    pass.cols = pass.bias_cols = cols;
+    pass.row_stride = row_stride;
+    pass.dy = data;
+    pass.bias_scale = 1;
+    pass.bias_region = &all;
+    return pass;
+  }
+
+  // Copies the first `cols` columns to C.
+  Status RunAndScatter(Product product, const void* a, const void* b, void* c, int64_t cols) {
     const MatrixView to = product.c;
     const int64_t size = product.m * product.n;
     std::vector<CopyDim> dims;
@@ -322,7 +376,7 @@ class ProductRunner {
     product.c = {product.n, 1};
     status = RunDense(product, a, b, dense);
     if (!status.ok()) return status;
-    return CopyMatrices(dense, product.c, c, to, product.m, product.n, dims);
+    return CopyMatrices(dense, product.c, c, to, {product.m, cols}, {}, dims);
   }
 
   // Row by row, Y = A B is column by column Y^T = B^T A^T: cublasLt's first factor is B.
@@ -386,16 +440,8 @@ class ProductRunner {
       result.bias_gradient = e.column_sums_of_b;
       // The factor as the caller has it: rows of B, over which the sums go.
       const MatmulFactor& factor = sums_first_ ? matmul.b : matmul.a;
-      static const Selection all;
-      DyPass pass{};
-      pass.dtype = dtype_;
-      pass.activation = Activation::kLinear;
-      pass.rows = product.k;
-      pass.cols = pass.bias_cols = sums_first_ ? product.m : product.n;
-      pass.row_stride = factor.ld;
-      pass.dy = factor.data;
-      pass.bias_scale = 1;
-      pass.bias_region = &all;
+      DyPass pass =
+          SumsOfColumns(factor.data, factor.ld, product.k, sums_first_ ? product.m : product.n);
       const auto sum = [pass, &device = device_](const MatmulOutputs& outputs) mutable {
         pass.dbias = outputs.bias;
         return Enqueue(pass, device);
@@ -480,13 +526,9 @@ class ProductRunner {
 Status EnqueueEmpty(DType dtype, const Product& product, void* c, const Epilogue& epilogue,
                     Device& device) {
   // C is dense: gradients without products are zeros before.
-  const int64_t rows = product.m * product.outputs();
-  Status status = EnqueueZeros(c, rows * product.n * SizeOf(dtype), device);
-  if (!status.ok()) return status;
-  if (epilogue.keeps_product()) return status;
-  return Enqueue(
-      BiasActivation{dtype, epilogue.activation, rows, product.n, c, epilogue.bias, epilogue.z, c},
-      device);
+  const int64_t elements = product.m * product.outputs() * product.n;
+  Status status = EnqueueZeros(c, elements * SizeOf(dtype), device);
+  return status.ok() ? EnqueueBiasActivation(dtype, product, c, epilogue, device) : status;
 }
 
 }  // namespace

@@ -29,6 +29,7 @@ class StreamDevice : public Device {
     bool allow_tf32 = false;
     bool deterministic = false;
     bool always_gather = false;
+    bool always_fill = false;
   };
 
   StreamDevice(const Settings& settings, int device) : settings_(settings), device_(device) {}
@@ -41,6 +42,9 @@ class StreamDevice : public Device {
   bool deterministic() const override { return settings_.deterministic; }
   GatherCosts gather_costs() const override {
     return settings_.always_gather ? GatherCosts{0, 0, 0, 0} : Device::gather_costs();
+  }
+  FillingCosts filling_costs() const override {
+    return settings_.always_fill ? FillingCosts{1, 0, 0} : Device::filling_costs();
   }
 
   void* Allocate(size_t bytes) override {
@@ -75,6 +79,7 @@ class CudaBackend {
     settings_.allow_tf32 = TakeSetting(left, "allow_tf32", false);
     settings_.deterministic = TakeSetting(left, "deterministic", false);
     settings_.always_gather = TakeSetting(left, "always_gather", false);
+    settings_.always_fill = TakeSetting(left, "always_fill", false);
     CheckNoSettingsLeft(left);
   }
 

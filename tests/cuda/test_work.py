@@ -212,37 +212,55 @@ def test_calls_of_one_product_share_their_workspace(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "k", "units", "copies"),
+    ("dtype", "layout_a", "k", "units", "copies"),
     [
-        ("bfloat16", 1003, 256, 1),
-        ("float16", 1003, 256, 1),
-        ("bfloat16", 1008, 256, 0),  # whose rows are aligned
-        ("bfloat16", 1003, 16, 0),  # which a copy would not pay for
-        ("float32", 1003, 256, 0),  # without TF32
+        ("bfloat16", "normal", 24, 16, 0),
+        ("bfloat16", "normal", 21, 16, 2),  # both factors
+        ("float16", "normal", 24, 15, 2),  # the weights and the result
+        ("float16", "transpose", 21, 16, 0),  # no row has so many elements as k
+        ("float32", "normal", 21, 15, 0),
     ],
 )
-def test_rows_that_are_not_aligned_are_copied_where_that_pays(
+def test_products_of_odd_rows_are_filled_up(
     emulated: ModuleType, rng: np.random.Generator,
-    dtype: str, k: int, units: int, copies: int,
+    dtype: str, layout_a: str, k: int, units: int, copies: int,
 ) -> None:  # fmt: skip
-    """In the product, and where the same factor is transposed in the gradient."""
-    problem = reference.random_problem(rng, (8192, k), (k, units), dtype, bias=False)
-    dy = reference.random_array(rng, (8192, units), dtype)
-    arrays = [emulated.to_device(x) for x in (problem.a, problem.b, dy)]
-    a, b, upstream = arrays
-    due = {
-        "y": reference.forward(problem).value,
-        "b": reference.gradients(problem, dy)["b"].value,
-    }
-    found = {}
-    for name in due:
-        emulated.hooks.launches = 0
-        if name == "y":
-            found[name] = emulated.matmul(a, b, poison=True, deterministic=True)
-        else:
-            found[name] = emulated.matmul_gradient(
-                upstream, a, needed=["b"], poison=True, deterministic=True
-            )["b"]
-        assert emulated.hooks.launches == copies
-        error = np.abs(found[name].numpy() - due[name]).max()
-        assert error <= 2 * reference.epsilon(dtype) * np.abs(due[name]).max()
+    problem = reference.random_problem(
+        rng, (32, k), (k, units), dtype, bias=False, layout_a=layout_a
+    )
+    arrays = [emulated.to_device(x) for x in (problem.a, problem.b)]
+    emulated.hooks.launches = 0
+    y = emulated.matmul(*arrays, layout_a=layout_a, always_fill=True, poison=True)
+    assert emulated.hooks.launches == copies
+    reference.assert_close(y.numpy(), reference.forward(problem), dtype)
+
+
+@pytest.mark.parametrize(("units", "copies"), [(1024, 2), (16, 0)])
+def test_products_are_filled_up_where_that_pays(
+    emulated: ModuleType, rng: np.random.Generator, units: int, copies: int
+) -> None:
+    """A copy of the input takes as long as a product with few units."""
+    dtype = "bfloat16"
+    a, b = (reference.random_array(rng, s, dtype) for s in ((2048, 1003), (1003, units)))
+    arrays = [emulated.to_device(x) for x in (a, b)]
+    emulated.hooks.launches = 0
+    y = emulated.matmul(*arrays, deterministic=True)
+    assert emulated.hooks.launches == copies
+    due = a[:64].astype(np.float64) @ b.astype(np.float64)
+    error = np.abs(y.numpy()[:64] - due).max()
+    assert error <= reference.epsilon(dtype) * np.abs(due).max()
+
+
+@pytest.mark.parametrize("copies", [0, 1, 2])
+def test_products_are_not_filled_up_where_there_is_no_memory(
+    emulated: ModuleType, rng: np.random.Generator, copies: int
+) -> None:
+    """Or where there is none for the next copy."""
+    problem = reference.random_problem(rng, (12, 7), (7, 11), "float16", bias=True)
+    assert problem.bias is not None
+    arrays = [emulated.to_device(x) for x in (problem.a, problem.b, problem.bias)]
+    emulated.hooks.calls_before_failing = 1 + copies  # y is first
+    emulated.hooks.failing_call, emulated.hooks.error = "cudaMallocFromPoolAsync", 2
+    y = emulated.matmul(*arrays, always_fill=True, poison=True, deterministic=True)
+    assert not emulated.hooks.failing_call
+    reference.assert_close(y.numpy(), reference.forward(problem), "float16")
