@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,8 +95,8 @@ def choose_cases(
     return [case for case in cases if case not in large and case.group not in groups]
 
 
-def _progress(done: int, total: int, result: Result, record: Record | None) -> None:
-    print(f"[{done}/{total}] {result.case.key}, {result.mode}: ", end="")
+def _progress(counted: str, result: Result, record: Record | None) -> None:
+    print(f"[{counted}] {result.case.key}, {result.mode}: ", end="")
     if record is not None:
         print(", ".join(f"{peer} {duration(s)}" for peer, s in record["seconds"].items()), end="")
         if record["ratio"] is not None:
@@ -159,18 +160,20 @@ def _measure(
 
     groups = in_groups(cases, options.mode)
     total, results = sum(map(len, groups)), []
+    begin = time.monotonic()
     try:
         for group in groups:
             for result in runner.measure(group):
                 results.append(result)
                 record = _record(result, options.device, limits)
-                _progress(len(results), total, result, record)
+                counted = f"{len(results)}/{total}, {time.monotonic() - begin:.0f} s"
+                _progress(counted, result, record)
+        runner.close()
+        # Again, in case that something else was running the first time.
+        limits = higher(limits, measure_limits(counts, plan.limit_seconds, options.device)[0])
     except KeyboardInterrupt:
         remarks.append(f"interrupted after {len(results)} of {total}")
-    runner.close()
 
-    # Again, in case that something else was running the first time.
-    limits = higher(limits, measure_limits(counts, plan.limit_seconds, options.device)[0])
     machine["limits"] = machine_description.limits_as_json(limits)
     machine["remarks"] = remarks
     machine["failures"] = [
