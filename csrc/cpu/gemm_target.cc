@@ -181,7 +181,9 @@ constexpr GemmKernels MakeKernelsOf() {
     return MakeKernels<OneByOne<T, T>>(PackComplexStrip<T>, PackComplexPanel<T>, 4);
 #if defined(__AMX_BF16__)
   } else if constexpr (std::is_same_v<Storage, BFloat16>) {
-    return MakeTileKernels();
+    return MakeTileKernels<PlainTiles>();
+  } else if constexpr (std::is_same_v<Storage, Half>) {
+    return MakeTileKernels<TilesOfHalf>();
 #elif defined(__AVX512BF16__)
   } else if constexpr (std::is_same_v<Storage, BFloat16>) {
     return MakeRealKernels<PairsOfBFloat16, Storage>();

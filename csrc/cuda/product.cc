@@ -148,7 +148,9 @@ class ProductRunner {
     const Filling copied{product.k, product.n, !takes_a, !takes_b, !takes_c};
     if (const auto filling =
             FillingThatPays(dtype_, product, {a, b, c}, copied, device_.filling_costs())) {
+      tries_hard_ = false;
       status = RunFilled(*filling, product, a, b, c);
+      tries_hard_ = true;
       if (status.code() != StatusCode::kResourceExhausted) return status;
     }
     return RunFilled(copied, product, a, b, c);
@@ -162,7 +164,7 @@ class ProductRunner {
 
   Status Allocate(int64_t elements, const char* what, void** memory) {
     const int64_t bytes = elements * SizeOf(dtype_);
-    *memory = device_.Allocate(bytes);
+    *memory = tries_hard_ ? device_.Allocate(bytes) : device_.TryAllocate(bytes);
     return *memory != nullptr ? Status() : OutOfMemory(what, bytes);
   }
 
@@ -331,6 +333,7 @@ class ProductRunner {
     if (product.n == wanted.n) return RunAndScatter(product, factor_a, factor_b, c, wanted.n);
     // An epilogue has as many columns as C.
     ProductRunner bare(dtype_, alpha_, Epilogue(), repeats_, device_);
+    bare.tries_hard_ = tries_hard_;
     status = bare.RunAndScatter(product, factor_a, factor_b, c, wanted.n);
     return status.ok() ? Finish(wanted, a, b, c) : status;
   }
@@ -520,6 +523,7 @@ class ProductRunner {
   bool repeats_;
   Device& device_;
   bool sums_first_ = false;  // B is the first factor now, of the transposed product
+  bool tries_hard_ = true;   // to get memory
 };
 
 // A product of which nothing is left but zeros, and what becomes of them.

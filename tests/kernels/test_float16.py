@@ -119,6 +119,58 @@ def test_products_of_subnormal_numbers_round_right(dtype: str) -> None:
     same_numbers(y.ravel(), rounded(exact, dtype).ravel())
 
 
+def units_off(y: Array, exact: Array, dtype: str) -> float:
+    """Return the largest error, in units in the last place of the exact numbers, none of them 0."""
+    exponent = np.floor(np.log2(np.abs(exact)))
+    return float(
+        np.max(np.abs(reference.widen(y) - exact) / (reference.epsilon(dtype) * 2**exponent))
+    )
+
+
+@both
+def test_products_of_all_significands_are_rounded_once(dtype: str) -> None:
+    """No bit of a factor is left out, whatever it is made of when it is multiplied."""
+    one, two = bits_of(np.array([1, 2], reference.numpy_dtype(dtype)))
+    x = every_number(dtype)[one:two]
+    y = _kernels.matmul(x.reshape(-1, 1), x.reshape(1, -1))
+    exact = np.multiply.outer(reference.widen(x), reference.widen(x))
+    assert units_off(y, exact, dtype) == 0.5
+
+
+@both
+@pytest.mark.parametrize("layout_b", ["normal", "transpose"])
+@pytest.mark.parametrize("layout_a", ["normal", "transpose"])
+def test_sums_are_rounded_once(
+    rng: np.random.Generator, dtype: str, layout_a: str, layout_b: str
+) -> None:
+    problem = reference.random_problem(
+        rng, (45, 133), (133, 67), dtype, layout_a=layout_a, layout_b=layout_b, bias=False
+    )
+    a, b = np.abs(problem.a), np.abs(problem.b)  # so that terms do not cancel
+    y = _kernels.matmul(a, b, layout_a=layout_a, layout_b=layout_b)
+    wide = [
+        reference.apply_layout(reference.widen(x), layout)
+        for x, layout in ((a, layout_a), (b, layout_b))
+    ]
+    assert units_off(y, wide[0] @ wide[1], dtype) <= 0.5 + 2**-7
+
+
+@both
+def test_infinity_times_every_number(dtype: str) -> None:
+    """As a factor on either side, in a sum with other terms."""
+    x = every_number(dtype)
+    infinite = np.array([[np.inf], [-np.inf]], x.dtype)
+    ones = np.ones_like(x)
+    a = np.concatenate([infinite, np.ones_like(infinite)], axis=1)
+    y = _kernels.matmul(a, np.stack([x, ones]), poison=True)
+    turned = _kernels.matmul(np.stack([x, ones], axis=1), np.ascontiguousarray(a.T), poison=True)
+    with np.errstate(invalid="ignore"):
+        due = reference.widen(infinite) * reference.widen(as_multiplied(x)) + 1
+    due = due.astype(x.dtype)
+    same_numbers(y, due)
+    same_numbers(turned, np.ascontiguousarray(due.T))
+
+
 @both
 def test_sums_are_kept_in_float32(dtype: str) -> None:
     """4096 ones and as many halves of the dtype's epsilon: in the dtype, each addition is lost."""
