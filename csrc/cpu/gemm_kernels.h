@@ -81,11 +81,9 @@ struct GemmKernels {
   int lanes;     // sums in a vector
   int strip_width;
   int panel_width;
-  int element_size;  // of a packed piece
-  int k_step;        // a packed piece is of a multiple of so many of k
-  // Rows of a packed piece for two of k: 1 of pairs, 2, 3 of pairs in three parts, or 4 of complex
-  // parts.
-  int steps_of_two_k;
+  int element_size;    // of a packed piece
+  int k_step;          // a packed piece is of a multiple of so many of k
+  int steps_of_two_k;  // rows of a packed piece for two of k: 1 of pairs, 2, or 4 of complex parts
   PackLoop pack_strip;
   PackLoop pack_panel;
   // [reads][rows - 1][vectors - 1]; of active rows only where elements are multiplied as they lie.

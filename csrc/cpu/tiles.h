@@ -78,7 +78,7 @@ struct PlainTiles {
 
 // The upper 8 bits of a half's significand and the lower 3. Where those are 0, 2^-100 of the
 // number's sign stands for them, which no sum of products of halves knows from 0: the product with
-// an infinite number then is what it is with the number, and not NaN.
+// an infinite number then is infinite, and not NaN.
 struct TilesOfHalf {
   using Stored = Half;
   static constexpr int kParts = 2;
@@ -93,6 +93,7 @@ struct TilesOfHalf {
       const auto upper = bits & 0xffff0000;
       const auto tiny = (bits & 0x80000000) | 0x0d800000;
       const __mmask16 is_whole = _mm512_cmp_ps_mask(number, (__m512)upper, _CMP_EQ_OQ);
+      // What is 0 has no such part: sums of it are 0, without a sign.
       const __mmask16 is_not_zero =
           _mm512_test_epi32_mask((__m512i)bits, _mm512_set1_epi32(0x7fffffff));
       const __m512 rest = _mm512_maskz_sub_ps(~is_whole, number, (__m512)upper);

@@ -156,6 +156,14 @@ def test_sums_are_rounded_once(
 
 
 @both
+def test_sums_of_zeros_are_zero_without_a_sign(dtype: str) -> None:
+    a = np.array([[0.0], [-0.0]], reference.numpy_dtype(dtype))
+    b = finite_numbers(dtype).reshape(1, -1)
+    y = _kernels.matmul(a, b)
+    np.testing.assert_array_equal(bits_of(y), np.zeros_like(bits_of(y)))
+
+
+@both
 def test_infinity_times_every_number(dtype: str) -> None:
     """As a factor on either side, in a sum with other terms."""
     x = every_number(dtype)
