@@ -125,9 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{OURS} has no {options.device} here: {missing[OURS]}", file=sys.stderr)
             return 1
         records = _measure(options, plan, cases, runner, missing, machine)
+        # Before those processes end that an interrupt left in the middle of something.
+        _write(options, records, machine)
     finally:
         runner.close()
-    _write(options, records, machine)
     return 1 if machine["failures"] else 0
 
 

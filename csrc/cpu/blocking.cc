@@ -9,7 +9,7 @@ namespace {
 // A packed strip stays in the first cache, next to the rows of a panel that go by: 3/4 of 32 KiB.
 constexpr int64_t kStripBytes = 24 << 10;
 // The longest chain of additions before a sum is added to what came before; tiles of sums go on
-// with it instead, and are rounded to bfloat16 in the end. A complex product adds two real ones for
+// with it instead, and are rounded to 16 bits in the end. A complex product adds two real ones for
 // each of k, which others do in two chains: half as long, it is as exact as theirs.
 constexpr int64_t kLongestBlock = 384;
 constexpr int64_t kLongestComplexBlock = 192;

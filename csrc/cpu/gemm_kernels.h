@@ -18,9 +18,10 @@ namespace stopgrad::cpu {
 //   (Im C) = (Im A   Re A) (Im B),
 // where the two rows that an element of A fills lie next to each other, and so do those of C.
 
-// bfloat16 is multiplied by the processor's own instructions where it has them. These add the
-// products of two steps of k at a time, so there a row of a packed piece holds pairs. Where the
-// processor has tiles, those of a strip lie in another order, which is the kernels' own business.
+// bfloat16 is multiplied by the processor's own instructions where it has them, and half, in two
+// parts, by its tiles. These add the products of two steps of k at a time, so there a row of a
+// packed piece holds pairs. For tiles they lie in another order, which is the kernels' own
+// business.
 
 // A piece of a factor where it lies. Element (i, l), i across the strip or panel and l along k, is
 // at i * stride + l * k_stride; one of the two strides is 1.
@@ -81,9 +82,11 @@ struct GemmKernels {
   int lanes;     // sums in a vector
   int strip_width;
   int panel_width;
-  int element_size;    // of a packed piece
-  int k_step;          // a packed piece is of a multiple of so many of k
-  int steps_of_two_k;  // rows of a packed piece for two of k: 1 of pairs, 2, or 4 of complex parts
+  int element_size;  // of a packed piece
+  int k_step;        // a packed piece is of a multiple of so many of k
+  // Rows of a packed piece for two of k: 1 of pairs, 2 where they are in two parts or single, 4 of
+  // complex numbers.
+  int steps_of_two_k;
   PackLoop pack_strip;
   PackLoop pack_panel;
   // [reads][rows - 1][vectors - 1]; of active rows only where elements are multiplied as they lie.

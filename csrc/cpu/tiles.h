@@ -76,9 +76,10 @@ struct PlainTiles {
   static void Split(__m512i numbers, __m512i* parts) { parts[0] = numbers; }
 };
 
-// The upper 8 bits of a half's significand and the lower 3. Where those are 0, 2^-100 of the
-// number's sign stands for them, which no sum of products of halves knows from 0: the product with
-// an infinite number then is infinite, and not NaN.
+// The upper 8 bits of a half's significand and the lower 3. Where those are 0, the smallest number
+// that the instruction does not take for 0, 2^-126, stands for them with the number's sign: its
+// product with an infinite number is infinite, and not NaN. In other sums it vanishes, but for
+// those whose terms cancel, which may become -0.
 struct TilesOfHalf {
   using Stored = Half;
   static constexpr int kParts = 2;
@@ -91,7 +92,7 @@ struct TilesOfHalf {
       const __m512 number = _mm512_maskz_cvtph_ps(0xffff, half);
       const auto bits = (Vector<uint32_t>)number;
       const auto upper = bits & 0xffff0000;
-      const auto tiny = (bits & 0x80000000) | 0x0d800000;
+      const auto tiny = (bits & 0x80000000) | 0x00800000;
       const __mmask16 is_whole = _mm512_cmp_ps_mask(number, (__m512)upper, _CMP_EQ_OQ);
       // What is 0 has no such part: sums of it are 0, without a sign.
       const __mmask16 is_not_zero =

@@ -17,13 +17,14 @@ inline constexpr GatherCosts kGpuGatherCosts{4000, 800, 400, 2e9};
 
 // What decides whether a product is filled up (filling.h), in seconds.
 struct FillingCosts {
-  double saved_per_flop;
-  double per_byte;  // read and written
-  double per_copy;
+  double per_flop;  // of the product as it is
+  double per_filled_flop;
+  double per_byte;  // that a pass over a matrix reads or writes
+  double per_pass;
 };
 // On an H200, in 16 bits: cublasLt reached 120 to 140 TFLOP/s on matrices of odd rows, and 500 to
-// 710 on others; copies of such rows moved 1.2 TB/s.
-inline constexpr FillingCosts kGpuFillingCosts{6e-15, 0.8e-12, 5e-6};
+// 710 on others; our copies of such rows moved 1.2 TB/s.
+inline constexpr FillingCosts kGpuFillingCosts{7.7e-15, 1.7e-15, 0.8e-12, 5e-6};
 
 // What a CUDA kernel borrows from its caller, on the device that is current in the calling thread.
 // Kernels have no stream and no memory of their own.

@@ -10,17 +10,25 @@
 
 namespace stopgrad::cuda {
 
-// How algorithms want rows to begin, and in 16 bits to end.
+// A copy's rows begin at multiples of this. In 16 bits, the fastest algorithms want that, and rows
+// of whole multiples, of all that they read and write.
 inline constexpr int64_t kRowBytes = 16;
+// What Device aligns memory to.
+inline constexpr int64_t kBlockBytes = 256;
 
 inline int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// A larger product with the wanted one in its corner: the factors are copied with zeros behind k
-// and n, and what is behind n in the result is not copied to C.
-struct Filling {
+// Whether what lies together in memory are the matrix's columns, and not its rows.
+inline bool LiesByColumns(const MatrixView& view) {
+  return view.row_stride == 1 && view.col_stride != 1;
+}
+
+// Which matrices of a product are copied before or after it, and how large the product is then. If
+// it is larger than the wanted one, that one is in its corner: factors are copied with zeros behind
+// k and n, and what is behind n in the result is not copied to C.
+struct Copies {
   int64_t k;
   int64_t n;
-  // Which matrices are copied.
   bool a;
   bool b;
   bool c;
@@ -33,11 +41,15 @@ struct Operands {
   const void* c;
 };
 
-// The filling that makes a product fast, if it needs one and saves more than the copies cost.
-// `copied` says what is copied in any case.
-std::optional<Filling> FillingThatPays(DType dtype, const Product& product,
-                                       const Operands& operands, const Filling& copied,
-                                       const FillingCosts& costs);
+// The copies that make a product of such rows, where it is not one and where that saves more than
+// they cost. `due` are those that are made in any case, of rows as long as they are. `has_epilogue`
+// says that a pass over C follows if C is copied.
+std::optional<Copies> FillingThatPays(DType dtype, const Product& product, const Operands& operands,
+                                      const Copies& due, bool has_epilogue,
+                                      const FillingCosts& costs);
+
+// The most memory that the copies take.
+int64_t BytesOf(const Copies& copies, DType dtype, const Product& product);
 
 }  // namespace stopgrad::cuda
 

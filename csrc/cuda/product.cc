@@ -145,15 +145,20 @@ class ProductRunner {
     const bool takes_a = AsFactor(product.a, product.m, product.k, /*transpose=*/true, &factor);
     const bool takes_b = AsFactor(product.b, product.k, product.n, /*transpose=*/true, &factor);
     const bool takes_c = IsByRows(product.c, product.m, product.n);
-    const Filling copied{product.k, product.n, !takes_a, !takes_b, !takes_c};
-    if (const auto filling =
-            FillingThatPays(dtype_, product, {a, b, c}, copied, device_.filling_costs())) {
-      tries_hard_ = false;
-      status = RunFilled(*filling, product, a, b, c);
-      tries_hard_ = true;
-      if (status.code() != StatusCode::kResourceExhausted) return status;
+    const Copies due{product.k, product.n, !takes_a, !takes_b, !takes_c};
+    const bool has_epilogue = !epilogue_.keeps_product();
+    if (const auto filling = FillingThatPays(dtype_, product, {a, b, c}, due, has_epilogue,
+                                             device_.filling_costs())) {
+      // All at once, so that nothing is begun where there is not enough. Which product runs may
+      // depend on that, but not where results must be the same everywhere.
+      const int64_t bytes = BytesOf(*filling, dtype_, product);
+      const bool must_fill = device_.deterministic();
+      reserved_ =
+          static_cast<char*>(must_fill ? device_.Allocate(bytes) : device_.TryAllocate(bytes));
+      if (reserved_ != nullptr) return RunWithCopies(*filling, product, a, b, c);
+      if (must_fill) return OutOfMemory("copies of a product's matrices", bytes);
     }
-    return RunFilled(copied, product, a, b, c);
+    return RunWithCopies(due, product, a, b, c);
   }
 
  private:
@@ -164,7 +169,12 @@ class ProductRunner {
 
   Status Allocate(int64_t elements, const char* what, void** memory) {
     const int64_t bytes = elements * SizeOf(dtype_);
-    *memory = tries_hard_ ? device_.Allocate(bytes) : device_.TryAllocate(bytes);
+    if (reserved_ != nullptr) {
+      *memory = reserved_;
+      reserved_ += RoundUp(bytes, kBlockBytes);
+      return Status();
+    }
+    *memory = device_.Allocate(bytes);
     return *memory != nullptr ? Status() : OutOfMemory(what, bytes);
   }
 
@@ -246,7 +256,7 @@ class ProductRunner {
                  const Extents& filled) {
     int64_t terms = 1;
     for (const BatchDim& dim : sums) terms *= dim.extent;
-    const bool by_columns = side.view->row_stride == 1 && side.view->col_stride != 1;
+    const bool by_columns = LiesByColumns(*side.view);
     const int64_t rows = std::max(filled.rows, side.k_is_rows ? terms * side.rows : side.rows);
     const int64_t cols = std::max(filled.cols, side.k_is_rows ? side.cols : terms * side.cols);
     const int64_t ld = RoundUp(by_columns ? rows : cols, kRowBytes / SizeOf(dtype_));
@@ -309,31 +319,30 @@ class ProductRunner {
     return Status();
   }
 
-  // With the copies that a filling names.
-  Status RunFilled(const Filling& filling, const Product& wanted, const void* a, const void* b,
-                   void* c) {
+  Status RunWithCopies(const Copies& copies, const Product& wanted, const void* a, const void* b,
+                       void* c) {
     Product product = wanted;
-    product.k = filling.k;
-    product.n = filling.n;
+    product.k = copies.k;
+    product.n = copies.n;
     const void *factor_a = a, *factor_b = b;
     Status status;
-    if (filling.a) {
+    if (copies.a) {
       Side side = SideA(&product, &factor_a);
       side.cols = wanted.k;
       status = Densify(side, {}, &product.batch, {product.m, product.k});
     }
-    if (status.ok() && filling.b) {
+    if (status.ok() && copies.b) {
       Side side = SideB(&product, &factor_b);
       side.rows = wanted.k;
       side.cols = wanted.n;
       status = Densify(side, {}, &product.batch, {product.k, product.n});
     }
     if (!status.ok()) return status;
-    if (!filling.c) return RunDense(product, factor_a, factor_b, c);
+    if (!copies.c) return RunDense(product, factor_a, factor_b, c);
     if (product.n == wanted.n) return RunAndScatter(product, factor_a, factor_b, c, wanted.n);
     // An epilogue has as many columns as C.
     ProductRunner bare(dtype_, alpha_, Epilogue(), repeats_, device_);
-    bare.tries_hard_ = tries_hard_;
+    bare.reserved_ = reserved_;
     status = bare.RunAndScatter(product, factor_a, factor_b, c, wanted.n);
     return status.ok() ? Finish(wanted, a, b, c) : status;
   }
@@ -342,25 +351,24 @@ class ProductRunner {
   Status Finish(const Product& product, const void* a, const void* b, void* c) const {
     const Epilogue& e = epilogue_;
     if (e.column_sums_of_b != nullptr) {
-      DyPass sums = sums_first_ ? SumsOfColumns(At(a, product.a.offset, dtype_),
-                                                product.a.col_stride, product.k, product.m)
-                                : SumsOfColumns(At(b, product.b.offset, dtype_),
-                                                product.b.row_stride, product.k, product.n);
+      DyPass sums = SumsOfColumns(product, a, b);
       sums.dbias = e.column_sums_of_b;
       return Enqueue(sums, device_);
     }
     return EnqueueBiasActivation(dtype_, product, c, e, device_);
   }
 
-  DyPass SumsOfColumns(const void* data, int64_t row_stride, int64_t rows, int64_t cols) const {
+  // Of the factor that the caller has as B, or of its copy.
+  DyPass SumsOfColumns(const Product& product, const void* a, const void* b) const {
     static const Selection all;
     DyPass pass{};
     pass.dtype = dtype_;
     pass.activation = Activation::kLinear;
-    pass.rows = rows;
-    pass.cols = pass.bias_cols = cols;
-    pass.row_stride = row_stride;
-    pass.dy = data;
+    pass.rows = product.k;
+    pass.cols = pass.bias_cols = sums_first_ ? product.m : product.n;
+    // Not cublasLt's ld, which is another number where there is one column.
+    pass.row_stride = sums_first_ ? product.a.col_stride : product.b.row_stride;
+    pass.dy = sums_first_ ? At(a, product.a.offset, dtype_) : At(b, product.b.offset, dtype_);
     pass.bias_scale = 1;
     pass.bias_region = &all;
     return pass;
@@ -426,7 +434,7 @@ class ProductRunner {
         matmul.a.data = At(b, product.b.offset + offset.b_stride, dtype_);
         matmul.b.data = At(a, product.a.offset + offset.a_stride, dtype_);
         matmul.d = At(c, product.c.offset + offset.c_stride, dtype_);
-        status = Enqueue(matmul, EpilogueOf(product, matmul, offset), device_);
+        status = Enqueue(matmul, EpilogueOf(product, a, b, matmul, offset), device_);
         offset.a_stride += kMostBatch * inner.a_stride;
         offset.b_stride += kMostBatch * inner.b_stride;
         offset.c_stride += kMostBatch * inner.c_stride;
@@ -435,16 +443,13 @@ class ProductRunner {
     });
   }
 
-  MatmulEpilogue EpilogueOf(const Product& product, const Matmul& matmul,
-                            const BatchDim& offset) const {
+  MatmulEpilogue EpilogueOf(const Product& product, const void* a, const void* b,
+                            const Matmul& matmul, const BatchDim& offset) const {
     MatmulEpilogue result;
     const Epilogue& e = epilogue_;
     if (e.column_sums_of_b != nullptr) {
       result.bias_gradient = e.column_sums_of_b;
-      // The factor as the caller has it: rows of B, over which the sums go.
-      const MatmulFactor& factor = sums_first_ ? matmul.b : matmul.a;
-      DyPass pass =
-          SumsOfColumns(factor.data, factor.ld, product.k, sums_first_ ? product.m : product.n);
+      DyPass pass = SumsOfColumns(product, a, b);
       const auto sum = [pass, &device = device_](const MatmulOutputs& outputs) mutable {
         pass.dbias = outputs.bias;
         return Enqueue(pass, device);
@@ -522,8 +527,8 @@ class ProductRunner {
   Epilogue epilogue_;
   bool repeats_;
   Device& device_;
-  bool sums_first_ = false;  // B is the first factor now, of the transposed product
-  bool tries_hard_ = true;   // to get memory
+  bool sums_first_ = false;   // B is the first factor now, of the transposed product
+  char* reserved_ = nullptr;  // memory for all copies
 };
 
 // A product of which nothing is left but zeros, and what becomes of them.

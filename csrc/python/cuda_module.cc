@@ -44,7 +44,7 @@ class StreamDevice : public Device {
     return settings_.always_gather ? GatherCosts{0, 0, 0, 0} : Device::gather_costs();
   }
   FillingCosts filling_costs() const override {
-    return settings_.always_fill ? FillingCosts{1, 0, 0} : Device::filling_costs();
+    return settings_.always_fill ? FillingCosts{1, 0, 0, 0} : Device::filling_costs();
   }
 
   void* Allocate(size_t bytes) override {

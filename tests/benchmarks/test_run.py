@@ -132,6 +132,34 @@ def test_pictures_of_all_suites_stand_in_the_report(monkeypatch, tmp_path, capsy
     assert capsys.readouterr().err == ""
 
 
+class InterruptedWorker(AgreeingWorker):
+    """The user stops waiting in the third case, and then does not wait for the processes to end."""
+
+    def prepare(self, number, task):
+        if task[0].name == "tape step, layers: 4":
+            raise KeyboardInterrupt
+        return super().prepare(number, task)
+
+    def close(self):
+        raise KeyboardInterrupt
+
+
+def test_what_was_measured_before_an_interrupt_is_written(monkeypatch, tmp_path):
+    monkeypatch.setitem(run.QUICK, "cpu", replace(QUICK["cpu"], pause=0))
+    monkeypatch.setattr(run, "ProcessWorker", InterruptedWorker)
+    monkeypatch.setattr(run, "measure_limits", lambda *_: ({}, None))
+    file = tmp_path / "run.json"
+    arguments = ["--quick", "--suite", "overhead", "--case", "layers", "--mode", "eager"]
+    with pytest.raises(KeyboardInterrupt):
+        run.main([*arguments, "--peers", "tf-eager", "--json", str(file)])
+    *records, last = json.loads(file.read_text())
+    assert [record["case"] for record in records] == [
+        "tape step, layers: 1",
+        "tape step, layers: 2",
+    ]
+    assert "interrupted after 2 of 5" in last["machine"]["remarks"]
+
+
 class WorkerOfAGpu(AgreeingWorker):
     """TensorFlow alone has one, and knows what memory is taken."""
 

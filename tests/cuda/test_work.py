@@ -246,21 +246,66 @@ def test_products_are_filled_up_where_that_pays(
     emulated.hooks.launches = 0
     y = emulated.matmul(*arrays, deterministic=True)
     assert emulated.hooks.launches == copies
-    due = a[:64].astype(np.float64) @ b.astype(np.float64)
-    error = np.abs(y.numpy()[:64] - due).max()
+    some = np.r_[:40, 2000:2048]
+    due = a[some].astype(np.float64) @ b.astype(np.float64)
+    error = np.abs(y.numpy()[some] - due).max()
     assert error <= reference.epsilon(dtype) * np.abs(due).max()
 
 
-@pytest.mark.parametrize("copies", [0, 1, 2])
-def test_products_are_not_filled_up_where_there_is_no_memory(
-    emulated: ModuleType, rng: np.random.Generator, copies: int
+@pytest.mark.parametrize("activation", ["linear", "gelu"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_bias_and_activation_follow_a_product_that_was_filled_up(
+    cuda: ModuleType, rng: np.random.Generator, bias: bool, activation: str
 ) -> None:
-    """Or where there is none for the next copy."""
+    problem = reference.random_problem(
+        rng, (3, 12, 7), (7, 11), "float16", bias=bias, activation=activation
+    )
+    arrays = [problem.a, problem.b] + ([] if problem.bias is None else [problem.bias])
+    y, z = cuda.matmul(
+        *map(cuda.to_device, arrays), activation=activation, return_preactivation=True,
+        always_fill=True, poison=True,
+    )  # fmt: skip
+    reference.assert_close(y.numpy(), reference.forward(problem), "float16", what="y")
+    reference.assert_close(z.numpy(), reference.preactivation(problem), "float16", what="z")
+
+
+@pytest.mark.parametrize("always_fill", [False, True])
+def test_bias_gradient_beside_a_listed_column_of_weights(
+    emulated: ModuleType, rng: np.random.Generator, always_fill: bool
+) -> None:
+    """The factor that is summed has one column, whose rows are as far apart as they are long."""
+    problem = reference.random_problem(rng, (33, 24), (24, 1), "float16", layout_b="transpose")
+    dy = reference.random_array(rng, (33, 1), "float16")
+    emulated_gpu.make_slow("fused")
+    found = emulated.matmul_gradient(
+        *map(emulated.to_device, (dy, problem.a, problem.b)), needed=["b", "bias"],
+        layout_b="transpose", regions={"b_columns": np.arange(0, 24, 2)}, poison=True,
+        always_fill=always_fill,
+    )  # fmt: skip
+    due = dy.astype(np.float64).sum()
+    assert abs(float(found["bias"].numpy()[0]) - due) <= 0.01 * np.abs(dy.astype(float)).sum()
+
+
+def test_products_are_not_filled_up_where_there_is_no_memory(
+    emulated: ModuleType, rng: np.random.Generator
+) -> None:
     problem = reference.random_problem(rng, (12, 7), (7, 11), "float16", bias=True)
     assert problem.bias is not None
     arrays = [emulated.to_device(x) for x in (problem.a, problem.b, problem.bias)]
-    emulated.hooks.calls_before_failing = 1 + copies  # y is first
-    emulated.hooks.failing_call, emulated.hooks.error = "cudaMallocFromPoolAsync", 2
-    y = emulated.matmul(*arrays, always_fill=True, poison=True, deterministic=True)
-    assert not emulated.hooks.failing_call
+    hooks = emulated.hooks
+    emulated.matmul(*arrays)  # so that nothing is timed later
+
+    def lack_memory() -> None:
+        hooks.calls_before_failing = 1  # y is first
+        hooks.failing_call, hooks.error = "cudaMallocFromPoolAsync", 2
+        hooks.launches = 0
+
+    lack_memory()
+    y = emulated.matmul(*arrays, always_fill=True, poison=True)
+    assert not hooks.failing_call
+    assert hooks.launches <= 1  # bias, and no copies
     reference.assert_close(y.numpy(), reference.forward(problem), "float16")
+    # The other product may round otherwise.
+    lack_memory()
+    with pytest.raises(MemoryError, match="copies of a product's matrices"):
+        emulated.matmul(*arrays, always_fill=True, deterministic=True)

@@ -2,10 +2,10 @@
 
 The pieces are csrc/cpu/blocking.cc's: strips of at most 14 rows, or 32 of 16-bit types where the
 processor has tiles, which take 16 rows or 32 at a time; panels of at most 32 columns, blocks of at
-most 384 of k, 768 of bfloat16's without tiles and 96 of complex numbers', tiles of 8 strips, 4 MiB
-of packed panels, passes of 8192 of k, or of 1152 where C can hold the sums. A C of fewer than 32
-micro-tiles is computed in slices of two blocks and more. B's rows are read where they lie unless
-strips times a block's bytes are more than 8 MiB.
+most 384 of k, 768 of bfloat16's without tiles, 192 of half's with them and 96 of complex numbers',
+tiles of 8 strips, 4 MiB of packed panels, passes of 8192 of k, or of 1152 where C can hold the
+sums. A C of fewer than 32 micro-tiles is computed in slices of two blocks and more. B's rows are
+read where they lie unless strips times a block's bytes are more than 8 MiB.
 """
 
 from __future__ import annotations
