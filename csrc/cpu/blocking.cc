@@ -13,18 +13,19 @@ constexpr int64_t kStripBytes = 24 << 10;
 // each of k, which others do in two chains: half as long, it is as exact as theirs.
 constexpr int64_t kLongestBlock = 384;
 constexpr int64_t kLongestComplexBlock = 192;
-// A tile's panels go by its strips, out of the second cache or, as a panel takes as long to
-// multiply as a hundred of its lines to come, out of the last one. The more of them, the less often
-// a strip is packed.
+// The more panels a tile has, the less often a strip is packed.
 constexpr int64_t kTilePanelBytes = 3 << 19;
 constexpr int64_t kMostStripsPerTile = 8;
+// So much of them passes by the tile's strips at a time, out of the second cache, while the next so
+// much comes from the last one. With that, and passes of one block, products of 256x1024x1024 to
+// 2048x2048x2048 were 5 to 8 % faster on one thread of a Xeon with AVX-512, with 2 MiB of second
+// cache, than with whole tiles, and as fast with half as much more.
+constexpr int64_t kChunkBytes = 1 << 19;
 // All threads share the packed panels through the last cache. This is also the most memory that
 // they take, but for a single panel of the longest pass.
 constexpr int64_t kPanelBytes = 4 << 20;
-// The longer a pass, the fewer panels are in the shared memory at a time, and the more often strips
-// are packed for others; the shorter, the more often sums are added to. That costs little in C, and
-// memory of C's size elsewhere.
-constexpr int64_t kLongestPassIntoC = 3 * kLongestBlock;
+// Sums in C itself outlive a pass at no cost, so there a pass is one block; others need memory of
+// C's size between passes.
 constexpr int64_t kLongestPass = 8192;
 // Pieces of k are whole vectors of steps, of pairs as well, and a multiple of every kernel's
 // k_step.
@@ -77,13 +78,11 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
   const Division panels = InPiecesOf(kernels.panel_width, p.n);
   const int64_t micro_tiles = strips.pieces * panels.pieces;
   const bool sums_in_c = HoldsSums(sizes, p.c) && micro_tiles >= kFewestMicroTiles;
-  const Division passes =
-      InPiecesOfAtMost(sums_in_c ? kLongestPassIntoC : kLongestPass, p.k, kStepOfK);
-
   const int64_t longest_block =
       std::min<int64_t>(sizes.parts == 2 ? kLongestComplexBlock : kLongestBlock,
                         kStripBytes / (kernels.strip_width * kernels.element_size)) *
       2 / kernels.steps_of_two_k;
+  const Division passes = InPiecesOfAtMost(sums_in_c ? longest_block : kLongestPass, p.k, kStepOfK);
   const Division blocks = InPiecesOfAtMost(longest_block, passes.size, kStepOfK);
 
   const bool lies_as_multiplied = sizes.storage == kernels.element_size;
@@ -119,10 +118,12 @@ Blocking ChooseBlocking(const GemmKernels& kernels, const ElementSizes& sizes, c
   }
   strips_per_tile = InPiecesOfAtMost(strips_per_tile, strips.pieces).size;
   panels_per_tile = InPiecesOfAtMost(panels_per_tile, ranges.size).size;
+  const int64_t panels_per_chunk =
+      InPiecesOfAtMost(kChunkBytes / panel_bytes(blocks.size), panels_per_tile).size;
   // What remains when the first thread finds nothing more to do is one tile for each of the others.
   const int64_t split_tiles = workers > 1 ? workers : 0;
   return {strips,        passes, panels,          ranges,          reads_a_unpacked, packed_panels,
-          longest_block, slices, strips_per_tile, panels_per_tile, split_tiles};
+          longest_block, slices, strips_per_tile, panels_per_tile, panels_per_chunk, split_tiles};
 }
 
 }  // namespace stopgrad::cpu

@@ -40,7 +40,8 @@ Division InPiecesOf(int64_t size, int64_t extent);
 
 // How one C is computed. Its columns fall into ranges, k into passes. For every range and pass, the
 // panels are packed and then the tiles of C computed, each by one thread: strip after strip, over
-// blocks of k so short that a packed strip stays in the first cache. A small C with a long k has
+// blocks of k so short that a packed strip stays in the first cache, times a chunk of the tile's
+// panels, so few that they stay in the second one. A small C with a long k has
 // too few tiles for many threads: there each tile is computed several times, over a slice of a
 // pass's blocks, and the slices' sums are added in the end. In which order the products of an
 // element are added follows from the sizes alone, so results are the same on any number of threads.
@@ -55,7 +56,8 @@ struct Blocking {
   Division slices;  // of the blocks of a whole pass
   int64_t strips_per_tile;
   int64_t panels_per_tile;
-  int64_t split_tiles;  // so many of the last ones are done in pieces
+  int64_t panels_per_chunk;  // of a tile
+  int64_t split_tiles;       // so many of the last ones are done in pieces
 
   // The blocks of a pass over so much of k.
   Division BlocksOf(int64_t k) const;

@@ -24,6 +24,8 @@ constexpr int64_t kMostTimesComputed = 2;
 // as many as a packed piece has at least, and so many panels by one thread.
 constexpr int64_t kRowsAtATime = 16;
 constexpr int64_t kPanelsAtATime = 8;
+// Where a micro-tile asks for nothing else, it asks for its own panel so many steps ahead.
+constexpr int64_t kStepsAhead = 64;
 
 struct Offsets {
   int64_t a = 0;
@@ -401,70 +403,117 @@ class BatchedProduct {
     return tile;
   }
 
+  // Panels of a tile that the second cache holds while the tile's strips pass, in a block of k.
+  struct Chunk {
+    int64_t block;
+    int64_t begin;
+    int64_t end;
+    const char* next;  // the packed chunk that follows it in the tile, or nullptr
+  };
+
+  Chunk ChunkAt(const Matrix& matrix, const Phase& phase, const Tile& tile, int64_t block,
+                int64_t last_block, int64_t begin) const {
+    Chunk chunk = {block, begin, std::min(tile.panel_end, begin + blocking_.panels_per_chunk),
+                   nullptr};
+    if (tile.panel_begin < phase.first_packed) return chunk;
+    if (chunk.end < tile.panel_end) {
+      chunk.next = PackedAt(matrix, phase, block, chunk.end);
+    } else if (block < last_block) {
+      chunk.next = PackedAt(matrix, phase, block + 1, tile.panel_begin);
+    }
+    return chunk;
+  }
+
   void RunTile(const Matrix& matrix, const Phase& phase, int64_t slice, int64_t job,
                char* scratch) const {
-    const auto [strip_begin, strip_end, panel_begin, panel_end] = TileAt(phase, job);
-    if (panel_begin >= panel_end) return;
+    const Tile tile = TileAt(phase, job);
+    if (tile.panel_begin >= tile.panel_end) return;
     if (kernels_.begin != nullptr) kernels_.begin();
-    const int64_t column = blocking_.panels.Begin(panel_begin);
-    const int64_t columns = std::min(p_.n, blocking_.panels.Begin(panel_end)) - column;
-    const int64_t first_row = blocking_.strips.Begin(strip_begin);
+    const int64_t first_row = blocking_.strips.Begin(tile.strip_begin);
+    const int64_t tile_column = blocking_.panels.Begin(tile.panel_begin);
     const int64_t a_begin = OffsetOfA(matrix, phase);
     const char* const a = At(a_.factor().data, a_begin * sizes_.storage);
-    const char* const b = At(b_.factor().data, OffsetOfB(matrix, phase) * sizes_.storage);
 
     const int64_t first_block = phase.slices.Begin(slice);
     const int64_t last_block = first_block + phase.slices.Size(slice) - 1;
     for (int64_t block = first_block; block <= last_block; ++block) {
       const int64_t k = phase.blocks.Size(block);
       const int64_t k_begin = phase.k_begin + phase.blocks.Begin(block);
-      const int64_t steps = kernels_.Steps(k);
-      MicroTile tile;
-      tile.steps = steps;
-      tile.alpha = alpha_;
-      tile.adds = !phase.first || block > first_block;
+      MicroTile micro;
+      micro.steps = kernels_.Steps(k);
+      micro.alpha = alpha_;
+      micro.adds = !phase.first || block > first_block;
       if (blocking_.reads_a_unpacked) {
-        tile.a_stride = p_.a.row_stride;
-        tile.a_step = p_.a.col_stride;
+        micro.a_stride = p_.a.row_stride;
+        micro.a_step = p_.a.col_stride;
       } else {
-        tile.a_stride = 1;
-        tile.a_step = kernels_.strip_width;
-        PackPieces(kernels_.pack_strip, a_, a_begin, blocking_.strips, strip_begin, strip_end,
-                   k_begin, k, strip_step_bytes(), scratch, scratch);
+        micro.a_stride = 1;
+        micro.a_step = kernels_.strip_width;
+        PackPieces(kernels_.pack_strip, a_, a_begin, blocking_.strips, tile.strip_begin,
+                   tile.strip_end, k_begin, k, strip_step_bytes(), scratch, scratch);
       }
-      const uint8_t* const active = b_.Active(OffsetOfB(matrix, phase), k_begin);
-      for (int64_t strip = strip_begin; strip < strip_end; ++strip) {
-        const int64_t row = blocking_.strips.Begin(strip);
-        const int64_t rows = blocking_.strips.Size(strip);
-        const Sums sums =
-            SumsAt(matrix, phase, slice, row, first_row, column, scratch + strips_bytes_);
-        tile.a = blocking_.reads_a_unpacked
-                     ? At(a, (row * p_.a.row_stride + k_begin * p_.a.col_stride) * sizes_.storage)
-                     : scratch + (strip - strip_begin) * steps * strip_step_bytes();
-        tile.c_stride = sums.stride;
-        tile.rows = rows * sizes_.parts;
-        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-          const bool packed = panel >= phase.first_packed;
-          tile.b = packed ? PackedAt(matrix, phase, block, panel)
-                          : At(b, (k_begin * p_.b.row_stride +
-                                   blocking_.panels.Begin(panel) * p_.b.col_stride) *
-                                      sizes_.storage);
-          tile.b_stride = packed ? kernels_.panel_width : p_.b.row_stride;
-          tile.b_active = packed ? nullptr : active;  // packed ones are zeros
-          tile.c = sums.data + (panel - panel_begin) * kernels_.panel_width * sizes_.real;
-          tile.cols = blocking_.panels.Size(panel);
-          const Reads reads = tile.a_stride != 1         ? Reads::kStridedA
-                              : tile.b_active != nullptr ? Reads::kActiveB
-                                                         : Reads::kAsPacked;
-          kernels_.multiply[static_cast<int>(reads)][tile.rows - 1]
-                           [(tile.cols - 1) / kernels_.lanes](tile);
-        }
-        if (phase.last && block == last_block && blocking_.slices.pieces == 1) {
-          Finish(matrix, sums, row, rows, column, columns);
+      for (int64_t begin = tile.panel_begin; begin < tile.panel_end;
+           begin += blocking_.panels_per_chunk) {
+        const Chunk chunk = ChunkAt(matrix, phase, tile, block, last_block, begin);
+        const int64_t column = blocking_.panels.Begin(chunk.begin);
+        const int64_t columns = std::min(p_.n, blocking_.panels.Begin(chunk.end)) - column;
+        for (int64_t strip = tile.strip_begin; strip < tile.strip_end; ++strip) {
+          const int64_t row = blocking_.strips.Begin(strip);
+          const int64_t rows = blocking_.strips.Size(strip);
+          Sums sums =
+              SumsAt(matrix, phase, slice, row, first_row, tile_column, scratch + strips_bytes_);
+          sums.data += (column - tile_column) * sizes_.real;
+          micro.a =
+              blocking_.reads_a_unpacked
+                  ? At(a, (row * p_.a.row_stride + k_begin * p_.a.col_stride) * sizes_.storage)
+                  : scratch + (strip - tile.strip_begin) * micro.steps * strip_step_bytes();
+          micro.c_stride = sums.stride;
+          micro.rows = rows * sizes_.parts;
+          MultiplyStrip(matrix, phase, chunk, strip - tile.strip_begin,
+                        tile.strip_end - tile.strip_begin, sums.data, &micro);
+          if (phase.last && block == last_block && blocking_.slices.pieces == 1) {
+            Finish(matrix, sums, row, rows, column, columns);
+          }
         }
       }
     }
     if (kernels_.end != nullptr) kernels_.end();
+  }
+
+  // The strip-th of a tile's strips times the panels of a chunk.
+  void MultiplyStrip(const Matrix& matrix, const Phase& phase, const Chunk& chunk, int64_t strip,
+                     int64_t strips, char* sums, MicroTile* micro) const {
+    const int64_t b_begin = OffsetOfB(matrix, phase);
+    const int64_t k_begin = phase.k_begin + phase.blocks.Begin(chunk.block);
+    const char* const b =
+        At(b_.factor().data, (b_begin + k_begin * p_.b.row_stride) * sizes_.storage);
+    const uint8_t* const active = b_.Active(b_begin, k_begin);
+    for (int64_t panel = chunk.begin; panel < chunk.end; ++panel) {
+      const bool packed = panel >= phase.first_packed;
+      micro->b = packed ? PackedAt(matrix, phase, chunk.block, panel)
+                        : At(b, blocking_.panels.Begin(panel) * p_.b.col_stride * sizes_.storage);
+      micro->b_stride = packed ? kernels_.panel_width : p_.b.row_stride;
+      micro->b_active = packed ? nullptr : active;  // packed ones are zeros
+      const int64_t row_bytes = micro->b_stride * kernels_.element_size;
+      if (chunk.next == nullptr || strip == 0) {
+        micro->ahead = At(micro->b, kStepsAhead * row_bytes);
+        micro->ahead_step = row_bytes;
+      } else {
+        // Every strip but the first asks for its share of each of the next chunk's panels, so that
+        // these come in time and slowly enough not to be waited for.
+        const int64_t others = strips - 1;
+        micro->ahead_step = row_bytes / others;
+        micro->ahead = chunk.next + micro->steps * ((panel - chunk.begin) * row_bytes +
+                                                    (strip - 1) * micro->ahead_step);
+      }
+      micro->c = sums + (panel - chunk.begin) * kernels_.panel_width * sizes_.real;
+      micro->cols = blocking_.panels.Size(panel);
+      const Reads reads = micro->a_stride != 1         ? Reads::kStridedA
+                          : micro->b_active != nullptr ? Reads::kActiveB
+                                                       : Reads::kAsPacked;
+      kernels_.multiply[static_cast<int>(reads)][micro->rows - 1]
+                       [(micro->cols - 1) / kernels_.lanes](*micro);
+    }
   }
 
   // Adds the slices' sums of a strip to the first slice's.

@@ -3,9 +3,10 @@
 The pieces are csrc/cpu/blocking.cc's: strips of at most 14 rows, or 32 of 16-bit types where the
 processor has tiles, which take 16 rows or 32 at a time; panels of at most 32 columns, blocks of at
 most 384 of k, 768 of bfloat16's without tiles, 192 of half's with them and 96 of complex numbers',
-tiles of 8 strips, 4 MiB of packed panels, passes of 8192 of k, or of 1152 where C can hold the
-sums. A C of fewer than 32 micro-tiles is computed in slices of two blocks and more. B's rows are
-read where they lie unless strips times a block's bytes are more than 8 MiB.
+tiles of 8 strips, chunks of 512 KiB of packed panels, 4 MiB of these in all, passes of 8192 of k,
+or of a block where C can hold the sums. A C of fewer than 32 micro-tiles is computed in slices of
+two blocks and more. B's rows are read where they lie unless strips times a block's bytes are more
+than 8 MiB.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ BORDERS = {
     "more than is read unpacked": ((310, 769), (769, 330)),
     "ranges of panels": ((45, 4099), (4099, 290)),
     "ranges of panels of pairs": ((45, 8000), (8000, 290)),
+    "ranges and chunks of panels of a block": ((45, 450), (450, 2800)),
     "passes over k": ((43, 8193), (8193, 3)),
     "whole tiles of sums": ((64, 832), (832, 64)),
     "half a strip of tiles": ((80, 801), (801, 48)),
