@@ -57,16 +57,16 @@ template <int bytes, int locality = 3>
   }
 }
 
-// A loop of fewer instructions is faster where another thread's use the same core, as neighbours of
-// a virtual machine do: then a core decodes half as many for each, and 14 x 2 products, 16 loads
-// and what belongs to the loop are more than it decodes while it multiplies. On a Xeon with
-// AVX-512, two steps at a time and the below made loops in the first cache up to 12 % faster with
-// neighbours, and 0.5 % without; four steps at a time nothing more.
-constexpr int kStepsAtATime = 2;
+// Where another thread uses the same core, as a neighbour of a virtual machine may, the core takes
+// in half as many instructions for each, fewer than 14 x 2 products need with all that belongs to
+// them. So the loop that most of the time goes to has as few as possible. On a Xeon with AVX-512,
+// two steps at a time and what RowsReadAgain says make it up to 12 % faster with neighbours and
+// 0.5 % without; four steps at a time give nothing more, and the others would only be larger.
+constexpr int StepsAtATime(Reads reads) { return reads == Reads::kAsPacked ? 2 : 1; }
 
 // AVX-512 multiplies by an element of memory in one instruction. So of a micro-tile's rows, this
 // many read their element of A for each vector of B, where the others read it into a register once:
-// as many as the two loads that a core does a cycle allow.
+// as many as the two loads allow that a core does in a cycle.
 constexpr int RowsReadAgain(int rows) { return kVectorBytes == 64 ? rows * 2 / 3 : 0; }
 
 template <typename Arithmetic, int rows, int vectors, Reads reads>
@@ -115,7 +115,8 @@ void Multiply(const MicroTile& tile) {
     b += tile.b_stride;
     ++step;
   };
-  while (step + kStepsAtATime <= tile.steps) {
+  constexpr int kStepsAtATime = StepsAtATime(reads);
+  while (kStepsAtATime > 1 && step + kStepsAtATime <= tile.steps) {
 #pragma GCC unroll 2
     for (int i = 0; i < kStepsAtATime; ++i) multiply_step();
   }
