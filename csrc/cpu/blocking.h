@@ -39,12 +39,13 @@ struct Division {
 Division InPiecesOf(int64_t size, int64_t extent);
 
 // How one C is computed. Its columns fall into ranges, k into passes. For every range and pass, the
-// panels are packed and then the tiles of C computed, each by one thread: strip after strip, over
-// blocks of k so short that a packed strip stays in the first cache, times a chunk of the tile's
-// panels, so few that they stay in the second one. A small C with a long k has
-// too few tiles for many threads: there each tile is computed several times, over a slice of a
-// pass's blocks, and the slices' sums are added in the end. In which order the products of an
-// element are added follows from the sizes alone, so results are the same on any number of threads.
+// panels are packed and then the tiles of C computed, each by one thread: for each block of k, its
+// strips are packed, and pass chunk after chunk of its panels. Blocks are so short that a packed
+// strip stays in the first cache, chunks so narrow that they stay in the second one. A small C with
+// a long k has too few tiles for many threads: there each tile is computed several times, over a
+// slice of a pass's blocks, and the slices' sums are added in the end. In which order the products
+// of an element are added follows from the sizes alone, so results are the same on any number of
+// threads.
 struct Blocking {
   Division strips;  // of m
   Division passes;  // of k

@@ -24,7 +24,8 @@ constexpr int64_t kMostTimesComputed = 2;
 // as many as a packed piece has at least, and so many panels by one thread.
 constexpr int64_t kRowsAtATime = 16;
 constexpr int64_t kPanelsAtATime = 8;
-// Where a micro-tile asks for nothing else, it asks for its own panel so many steps ahead.
+// A micro-tile that asks for no other panel asks for its own, so many steps ahead. Of a row of two
+// lines the second comes along: processors with such rows fetch lines in pairs.
 constexpr int64_t kStepsAhead = 64;
 
 struct Offsets {
@@ -119,8 +120,8 @@ class BatchedProduct {
     terms_ = std::max<int64_t>(1, terms_);
 
     whole_matrices_ = WholeMatrices(p_, workers);
-    blocking_ = ChooseBlocking(kernels_, sizes_, p_, a.prologue, b.prologue,
-                               WorkersPerMatrix(p_, sizes_.parts == 2, workers));
+    workers_ = WorkersPerMatrix(p_, sizes_.parts == 2, workers);
+    blocking_ = ChooseBlocking(kernels_, sizes_, p_, a.prologue, b.prologue, workers_);
     if (blocking_.slices.pieces > 1) {
       sums_place_ = SumsPlace::kMatrix;
     } else if (HoldsSums(sizes_, p_.c)) {
@@ -211,14 +212,18 @@ class BatchedProduct {
   int64_t widest_piece() const { return std::max(kernels_.strip_width, kernels_.panel_width); }
   // At most 32, of which a PackSource says which are active, and a multiple of k_step.
   int64_t rows_at_a_time() const { return std::max<int64_t>(kRowsAtATime, kernels_.k_step); }
-  int64_t panels_per_job() const { return b_.across() ? kPanelsAtATime : 1; }
+  // A job for every thread, if there are as many panels.
+  int64_t PanelsPerJob(const Phase& phase) const {
+    return b_.across() ? std::clamp<int64_t>(CeilDiv(phase.packed(), workers_), 1, kPanelsAtATime)
+                       : 1;
+  }
 
   // Jobs a stage: packing, tiles, and adding the slices, by turns.
   std::vector<int64_t> Stages() const {
     std::vector<int64_t> stages;
     for (int64_t i = 0; i < blocking_.ranges.pieces * passes(); ++i) {
       const Phase phase = PhaseAt(i);
-      stages.push_back(CeilDiv(phase.packed(), panels_per_job()) * phase.blocks.pieces);
+      stages.push_back(CeilDiv(phase.packed(), PanelsPerJob(phase)) * phase.blocks.pieces);
       stages.push_back(phase.tile_jobs() * phase.slices.pieces);
       stages.push_back(phase.last && blocking_.slices.pieces > 1 ? blocking_.strips.pieces : 0);
     }
@@ -347,11 +352,12 @@ class BatchedProduct {
 
   void PackPanels(const Matrix& matrix, const Phase& phase, int64_t job, char* scratch) const {
     const int64_t block = job % phase.blocks.pieces;
-    const int64_t first = phase.first_packed + job / phase.blocks.pieces * panels_per_job();
+    const int64_t panels = PanelsPerJob(phase);
+    const int64_t first = phase.first_packed + job / phase.blocks.pieces * panels;
     PackPieces(kernels_.pack_panel, b_, OffsetOfB(matrix, phase), blocking_.panels, first,
-               std::min(phase.end(), first + panels_per_job()),
-               phase.k_begin + phase.blocks.Begin(block), phase.blocks.Size(block),
-               panel_step_bytes(), scratch, PackedAt(matrix, phase, block, first));
+               std::min(phase.end(), first + panels), phase.k_begin + phase.blocks.Begin(block),
+               phase.blocks.Size(block), panel_step_bytes(), scratch,
+               PackedAt(matrix, phase, block, first));
   }
 
   struct Sums {
@@ -415,7 +421,7 @@ class BatchedProduct {
                 int64_t last_block, int64_t begin) const {
     Chunk chunk = {block, begin, std::min(tile.panel_end, begin + blocking_.panels_per_chunk),
                    nullptr};
-    if (tile.panel_begin < phase.first_packed) return chunk;
+    if (tile.panel_begin < phase.first_packed) return chunk;  // some are not packed
     if (chunk.end < tile.panel_end) {
       chunk.next = PackedAt(matrix, phase, block, chunk.end);
     } else if (block < last_block) {
@@ -480,9 +486,9 @@ class BatchedProduct {
     if (kernels_.end != nullptr) kernels_.end();
   }
 
-  // The strip-th of a tile's strips times the panels of a chunk.
-  void MultiplyStrip(const Matrix& matrix, const Phase& phase, const Chunk& chunk, int64_t strip,
-                     int64_t strips, char* sums, MicroTile* micro) const {
+  // One of a tile's strips times the panels of a chunk.
+  void MultiplyStrip(const Matrix& matrix, const Phase& phase, const Chunk& chunk,
+                     int64_t strip_of_tile, int64_t strips, char* sums, MicroTile* micro) const {
     const int64_t b_begin = OffsetOfB(matrix, phase);
     const int64_t k_begin = phase.k_begin + phase.blocks.Begin(chunk.block);
     const char* const b =
@@ -495,7 +501,7 @@ class BatchedProduct {
       micro->b_stride = packed ? kernels_.panel_width : p_.b.row_stride;
       micro->b_active = packed ? nullptr : active;  // packed ones are zeros
       const int64_t row_bytes = micro->b_stride * kernels_.element_size;
-      if (chunk.next == nullptr || strip == 0) {
+      if (chunk.next == nullptr || strip_of_tile == 0) {
         micro->ahead = At(micro->b, kStepsAhead * row_bytes);
         micro->ahead_step = row_bytes;
       } else {
@@ -504,7 +510,7 @@ class BatchedProduct {
         const int64_t others = strips - 1;
         micro->ahead_step = row_bytes / others;
         micro->ahead = chunk.next + micro->steps * ((panel - chunk.begin) * row_bytes +
-                                                    (strip - 1) * micro->ahead_step);
+                                                    (strip_of_tile - 1) * micro->ahead_step);
       }
       micro->c = sums + (panel - chunk.begin) * kernels_.panel_width * sizes_.real;
       micro->cols = blocking_.panels.Size(panel);
@@ -604,6 +610,7 @@ class BatchedProduct {
   void* const c_;
   const Epilogue epilogue_;
   bool whole_matrices_;
+  int64_t workers_;  // on each C
   Blocking blocking_;
   SumsPlace sums_place_;
 

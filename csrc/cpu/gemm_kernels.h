@@ -59,8 +59,9 @@ struct MicroTile {
   const void* b;
   int64_t b_stride;
   const uint8_t* b_active;  // 1, or 0 where zeros stand for a row of B
-  // What the first step asks for into the second cache; each one after it asks for what lies
-  // ahead_step bytes behind that. It is read by no one here, and may lie beyond what is there.
+  // What the first step asks for into the second cache, a line of it; each one after it asks for
+  // what lies ahead_step bytes behind that. A kernel need not ask, and it may lie beyond what is
+  // there.
   const void* ahead;
   int64_t ahead_step;
   double alpha;
