@@ -475,8 +475,7 @@ class BatchedProduct {
                   : scratch + (strip - tile.strip_begin) * micro.steps * strip_step_bytes();
           micro.c_stride = sums.stride;
           micro.rows = rows * sizes_.parts;
-          MultiplyStrip(matrix, phase, chunk, strip - tile.strip_begin,
-                        tile.strip_end - tile.strip_begin, sums.data, &micro);
+          MultiplyStrip(matrix, phase, tile, chunk, strip, sums.data, &micro);
           if (phase.last && block == last_block && blocking_.slices.pieces == 1) {
             Finish(matrix, sums, row, rows, column, columns);
           }
@@ -487,8 +486,8 @@ class BatchedProduct {
   }
 
   // One of a tile's strips times the panels of a chunk.
-  void MultiplyStrip(const Matrix& matrix, const Phase& phase, const Chunk& chunk,
-                     int64_t strip_of_tile, int64_t strips, char* sums, MicroTile* micro) const {
+  void MultiplyStrip(const Matrix& matrix, const Phase& phase, const Tile& tile, const Chunk& chunk,
+                     int64_t strip, char* sums, MicroTile* micro) const {
     const int64_t b_begin = OffsetOfB(matrix, phase);
     const int64_t k_begin = phase.k_begin + phase.blocks.Begin(chunk.block);
     const char* const b =
@@ -501,16 +500,17 @@ class BatchedProduct {
       micro->b_stride = packed ? kernels_.panel_width : p_.b.row_stride;
       micro->b_active = packed ? nullptr : active;  // packed ones are zeros
       const int64_t row_bytes = micro->b_stride * kernels_.element_size;
-      if (chunk.next == nullptr || strip_of_tile == 0) {
+      if (chunk.next == nullptr || strip == tile.strip_begin) {
         micro->ahead = At(micro->b, kStepsAhead * row_bytes);
         micro->ahead_step = row_bytes;
       } else {
         // Every strip but the first asks for its share of each of the next chunk's panels, so that
         // these come in time and slowly enough not to be waited for.
-        const int64_t others = strips - 1;
+        const int64_t others = tile.strip_end - tile.strip_begin - 1;
+        const int64_t other = strip - tile.strip_begin - 1;
         micro->ahead_step = row_bytes / others;
         micro->ahead = chunk.next + micro->steps * ((panel - chunk.begin) * row_bytes +
-                                                    (strip_of_tile - 1) * micro->ahead_step);
+                                                    other * micro->ahead_step);
       }
       micro->c = sums + (panel - chunk.begin) * kernels_.panel_width * sizes_.real;
       micro->cols = blocking_.panels.Size(panel);

@@ -46,14 +46,13 @@ const T* IfActive(uint8_t active, const T* row) {
 constexpr int64_t kStepsAheadPacked = 16;
 constexpr int64_t kStepsAheadInMatrix = 4;
 
-// Asks for a row of so many bytes. With locality 3 it goes into the first cache, with 2 into the
-// second one.
-template <int bytes, int locality = 3>
+// Asks for a row of so many bytes, for the first cache.
+template <int bytes>
 [[gnu::always_inline]] inline void Prefetch(const void* row) {
   constexpr int kLineBytes = 64;
 #pragma GCC unroll 2
   for (int at = 0; at < bytes; at += kLineBytes) {
-    __builtin_prefetch(static_cast<const char*>(row) + at, /*rw=*/0, locality);
+    __builtin_prefetch(static_cast<const char*>(row) + at, /*rw=*/0, /*locality=*/3);
   }
 }
 
@@ -97,7 +96,7 @@ void Multiply(const MicroTile& tile) {
       row = IfActive<Packed, vectors * kLanes>(tile.b_active[step], b);
     }
     Prefetch<kRowBytes>(b + to_first_cache);
-    Prefetch<1, 2>(ahead);
+    __builtin_prefetch(ahead, /*rw=*/0, /*locality=*/2);
     ahead += tile.ahead_step;
     Vector<Packed> b_row[vectors];
 #pragma GCC unroll 2
